@@ -1,0 +1,408 @@
+# Copyright: the mage.lxd contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: lxd
+short_description: Run tasks in LXD and Incus instances over the server's API
+version_added: 0.1.0
+author:
+  - The mage.lxd contributors (@mage)
+description:
+  - Runs commands in an instance and moves files to and from it, by the API of the server. The instance needs no SSH,
+    no network and no agent; a virtual machine needs the server's own agent. The controller needs neither the client
+    C(lxc) nor a Python package.
+  - An instance is addressed by its name, never by an address.
+  - The local server's socket is meant. Whoever may use it has all rights on the machine.
+notes:
+  - A command that leaves a process behind which holds its output open ends when that process closes it, as with
+    C(lxc exec). Redirect the output of what is to stay.
+  - A user other than root, set by O(remote_user), has its own group and no supplementary ones.
+options:
+  remote_addr:
+    description:
+      - Name of the instance.
+      - The inventory plugin and the role set C(ansible_lxd_instance), since a name in the inventory may have what no
+        instance's name has (C(ubu_test_1) for C(ubu-test-1)).
+    type: str
+    default: inventory_hostname
+    vars:
+      - name: inventory_hostname
+      - name: ansible_lxd_instance
+  endpoint:
+    description:
+      - Where the server is, V(unix:///path/of/unix.socket) or V(https://host:8443).
+      - "Without it: the first of these that is set: C(LXD_SOCKET), C(INCUS_SOCKET), C(LXD_DIR) and C(INCUS_DIR)
+        (folders that hold C(unix.socket)); else the socket of the local LXD or Incus."
+    type: str
+    env:
+      - name: ANSIBLE_LXD_ENDPOINT
+    ini:
+      - section: lxd_connection
+        key: endpoint
+    vars:
+      - name: ansible_lxd_endpoint
+  project:
+    description: The instance's project.
+    type: str
+    default: default
+    env:
+      - name: ANSIBLE_LXD_PROJECT
+    ini:
+      - section: lxd_connection
+        key: project
+    vars:
+      - name: ansible_lxd_project
+  client_cert:
+    description: File with the client's certificate, in PEM format. Needed for a server at C(https://).
+    type: path
+    env:
+      - name: ANSIBLE_LXD_CLIENT_CERT
+    ini:
+      - section: lxd_connection
+        key: client_cert
+    vars:
+      - name: ansible_lxd_client_cert
+  client_key:
+    description: File with the key of O(client_cert), in PEM format. Needed for a server at C(https://).
+    type: path
+    env:
+      - name: ANSIBLE_LXD_CLIENT_KEY
+    ini:
+      - section: lxd_connection
+        key: client_key
+    vars:
+      - name: ansible_lxd_client_key
+  server_cert:
+    description:
+      - File with the certificate of the server at C(https://), in PEM format. The server must present this one.
+      - Without it, a certificate authority that the machine trusts must have signed the server's certificate.
+    type: path
+    env:
+      - name: ANSIBLE_LXD_SERVER_CERT
+    ini:
+      - section: lxd_connection
+        key: server_cert
+    vars:
+      - name: ansible_lxd_server_cert
+  remote_user:
+    description:
+      - The user that commands run as, by name or number, as the instance knows it. No C(sudo) is needed for this.
+    type: str
+    default: root
+    keyword:
+      - name: remote_user
+    ini:
+      - section: lxd_connection
+        key: remote_user
+    vars:
+      - name: ansible_user
+      - name: ansible_lxd_user
+  executable:
+    description: The instance's shell.
+    type: str
+    default: /bin/sh
+    ini:
+      - section: lxd_connection
+        key: executable
+    vars:
+      - name: ansible_lxd_executable
+  command_timeout:
+    description:
+      - Seconds after which a command is killed in the instance, with all that it started, and the task fails.
+      - V(0) means never.
+    type: float
+    default: 0
+    env:
+      - name: ANSIBLE_LXD_COMMAND_TIMEOUT
+    ini:
+      - section: lxd_connection
+        key: command_timeout
+    vars:
+      - name: ansible_lxd_command_timeout
+  pipelining:
+    description:
+      - Sends modules over standard input instead of copying each one into the instance first.
+    type: boolean
+    default: true
+    env:
+      - name: ANSIBLE_LXD_PIPELINING
+    ini:
+      - section: lxd_connection
+        key: pipelining
+    vars:
+      - name: ansible_pipelining
+      - name: ansible_lxd_pipelining
+"""
+
+EXAMPLES = r"""
+# inventory.ini
+#
+# [web]
+# web-1
+# web_2  ansible_lxd_instance=web-2
+# web-3  ansible_lxd_project=shop  ansible_user=deploy
+#
+# [web:vars]
+# ansible_connection=mage.lxd.lxd
+
+- name: Use what needs no Python in the instance
+  hosts: web
+  gather_facts: false
+  connection: mage.lxd.lxd
+  tasks:
+    - name: Ask for the kernel
+      ansible.builtin.raw: uname -r
+      changed_when: false
+"""
+
+import contextlib
+import os
+import shlex
+import stat
+import tempfile
+import typing as t
+
+from ansible.errors import AnsibleAuthenticationFailure, AnsibleConnectionFailure, AnsibleError, AnsibleFileNotFound
+from ansible.module_utils.common.text.converters import to_bytes, to_text
+from ansible.plugins.connection import ConnectionBase
+from ansible.utils.display import Display
+
+from ansible_collections.mage.lxd.plugins.module_utils import _errors
+from ansible_collections.mage.lxd.plugins.module_utils._server import options
+from ansible_collections.mage.lxd.plugins.module_utils._server.core import CoreDriver
+from ansible_collections.mage.lxd.plugins.module_utils._server.driver import Completed
+from ansible_collections.mage.lxd.plugins.module_utils._server.files import Place
+from ansible_collections.mage.lxd.plugins.plugin_utils import _accounts
+
+display = Display()
+
+SERVER_OPTIONS = ("endpoint", "project", "client_cert", "client_key", "server_cert")
+
+
+class Connection(ConnectionBase):
+    """Commands and files of one instance, by the API of its server.
+
+    Its errors are raised without their causes: ansible-core appends those to a message that says them already.
+    """
+
+    transport = "mage.lxd.lxd"
+    has_pipelining = True
+    has_tty = False
+
+    def __init__(self, *args: t.Any, **kwargs: t.Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._driver: t.Optional[CoreDriver] = None
+        self._known: dict[str, _accounts.Account] = {}
+
+    def set_options(self, *args: t.Any, **kwargs: t.Any) -> None:
+        """Take the options. Ansible asks a shell for the user's home, and shells know users by name only."""
+        super().set_options(*args, **kwargs)
+        user = str(self.get_option("remote_user"))
+        if user.isdigit() and user != "0":
+            with contextlib.suppress(AnsibleConnectionFailure):
+                # If it fails, so does the first command, which tells why.
+                self.set_option("remote_user", self._user().name)
+
+    def _connect(self) -> Connection:
+        """Find out where the server is. Nothing is sent before the first command."""
+        if self._driver is None:
+            try:
+                self._driver = CoreDriver(options.parse({name: self.get_option(name) for name in SERVER_OPTIONS}))
+            except _errors.InvalidInput as e:
+                raise AnsibleConnectionFailure(f"{self._label}: {e}") from None
+            self._connected = True
+        return self
+
+    @property
+    def _instance(self) -> str:
+        return str(self.get_option("remote_addr"))
+
+    @property
+    def _label(self) -> str:
+        """How messages call the instance: project/name."""
+        return f"{self.get_option('project')}/{self._instance}"
+
+    @property
+    def _door(self) -> CoreDriver:
+        self._connect()
+        if self._driver is None:
+            raise AnsibleConnectionFailure(f"{self._label}: not connected")
+        return self._driver
+
+    def exec_command(self, cmd: str, in_data: bytes | None = None, sudoable: bool = True) -> tuple[int, bytes, bytes]:
+        """Run a shell command. Returns its exit code, stdout and stderr."""
+        super().exec_command(cmd, in_data=in_data, sudoable=sudoable)
+        display.vvv(f"EXEC {cmd}", host=self._label)
+        become = self.become if sudoable else None
+        gate = _Password(become) if become is not None and become.expect_prompt() else None
+        done = self._run(self._argv(to_text(cmd)), self._user(), in_data or b"", gate)
+        if become is not None and done.rc != 0 and not become.check_success(done.stdout):
+            _check_passwords(become, done.stderr)
+        return done.rc, done.stdout, done.stderr
+
+    def _argv(self, cmd: str) -> list[str]:
+        """The command in a shell, in one shell only where Ansible has put one around it already."""
+        words = cmd.split(" -c ", 1)
+        if len(words) == 2 and words[0] in ("/bin/sh", self.get_option("executable")):
+            try:
+                script = shlex.split(words[1])
+            except ValueError:
+                script = []
+            if len(script) == 1 and shlex.quote(script[0]) == words[1]:
+                return [words[0], "-c", script[0]]
+        return [self.get_option("executable"), "-c", cmd]
+
+    def _run(
+        self,
+        argv: t.Sequence[str],
+        account: _accounts.Account,
+        stdin: bytes = b"",
+        gate: t.Optional[_Password] = None,
+    ) -> Completed:
+        other: dict[str, t.Any] = {}
+        if account != _accounts.ROOT:
+            other = {
+                "user": account.uid,
+                "group": account.gid,
+                "cwd": account.home,
+                "environment": _accounts.environment(account),
+            }
+        try:
+            return self._door.execute(
+                self._instance,
+                argv,
+                project=self.get_option("project"),
+                stdin=stdin,
+                timeout=self.get_option("command_timeout") or None,
+                gate=gate,
+                **other,
+            )
+        except _errors.DeadlinePassed as e:
+            raise AnsibleError(str(e)) from None
+        except _errors.MageError as e:
+            raise self._failure(e) from None
+
+    def _user(self) -> _accounts.Account:
+        """Whom to run as. Looked up in the instance once, unless it is root."""
+        user = str(self.get_option("remote_user") or "root")
+        if user in ("root", "0"):
+            return _accounts.ROOT
+        if user not in self._known:
+            found = self._run(["/bin/sh", "-c", _accounts.LOOKUP, "sh", user], _accounts.ROOT)
+            account = _accounts.find(found.stdout.decode("utf-8", "replace"), user)
+            if account is None:
+                raise AnsibleConnectionFailure(f"{self._label}: there is no user {user} in the instance")
+            self._known[user] = self._known[account.name] = account
+        return self._known[user]
+
+    def _failure(self, error: _errors.MageError) -> AnsibleError:
+        """What the server refused, as one sentence."""
+        if isinstance(error, _errors.NotFound):
+            hint = " (names of instances have no underscores: ansible_lxd_instance says which one is meant)"
+            text = f"there is no such instance on {self._door.endpoint}{hint if '_' in self._instance else ''}"
+        elif isinstance(error, _errors.ServerError):
+            text = error.message[:1].lower() + error.message[1:]
+        else:
+            text = str(error)
+        return AnsibleConnectionFailure(f"{self._label}: {text}")
+
+    def put_file(self, in_path: str, out_path: str) -> None:
+        """Copy a file of the controller into the instance, with its mode, as the user's own."""
+        super().put_file(in_path, out_path)
+        display.vvv(f"PUT {in_path} TO {out_path}", host=self._label)
+        account = self._user()
+        try:
+            with open(to_bytes(in_path, errors="surrogate_or_strict"), "rb") as file:
+                status = os.fstat(file.fileno())
+                place = self._place(out_path, stat.S_IMODE(status.st_mode) & 0o777, account)
+                self._door.push_stream(place, file, status.st_size)
+        except FileNotFoundError as e:
+            raise AnsibleFileNotFound(f"file or module does not exist: {in_path}") from e
+        except _errors.MageError as e:
+            raise self._file_failure(e, f"cannot write {out_path}") from None
+
+    def fetch_file(self, in_path: str, out_path: str) -> None:
+        """Copy a file of the instance to the controller: whole, or not at all."""
+        super().fetch_file(in_path, out_path)
+        display.vvv(f"FETCH {in_path} TO {out_path}", host=self._label)
+        target = to_bytes(out_path, errors="surrogate_or_strict")
+        descriptor, temporary = tempfile.mkstemp(prefix=b".mage-", dir=os.path.dirname(target) or b".")
+        try:
+            with open(descriptor, "wb") as file:
+                self._door.pull_stream(self._place(in_path, 0, _accounts.ROOT), file)
+                os.fchmod(file.fileno(), 0o666 & ~_umask())
+            os.replace(temporary, target)
+        except _errors.NotFound:
+            os.unlink(temporary)
+            raise AnsibleFileNotFound(f"{self._label}: there is no {in_path}, or no such instance") from None
+        except _errors.MageError as e:
+            os.unlink(temporary)
+            raise self._file_failure(e, f"cannot read {in_path}") from None
+        except BaseException:
+            os.unlink(temporary)
+            raise
+
+    def _place(self, path: str, mode: int, account: _accounts.Account) -> Place:
+        absolute = os.path.normpath(os.path.join("/", to_text(path)))
+        project = self.get_option("project")
+        return Place(self._instance, absolute, project, mode, account.uid, account.gid)
+
+    def _file_failure(self, error: _errors.MageError, what: str) -> AnsibleError:
+        """A lost or stopped instance is unreachable; a path that cannot be written is the task's failure."""
+        if isinstance(error, _errors.ServerUnreachable):
+            return self._failure(error)
+        text = error.message if isinstance(error, _errors.ServerError) else str(error)
+        return AnsibleError(f"{self._label}: {what}: {text}")
+
+    def close(self) -> None:
+        """Let go of the server."""
+        if self._driver is not None:
+            self._driver.close()
+        self._driver = None
+        self._known = {}
+        self._connected = False
+
+    def reset(self) -> None:
+        """Start afresh: the next command opens a new connection and asks for the user again."""
+        self.close()
+
+
+class _Password:
+    """Answers the prompt of become, and lets standard input flow when become has done its part."""
+
+    def __init__(self, become: t.Any) -> None:
+        self._become = become
+        self._answered_at: t.Optional[tuple[int, int]] = None
+
+    def __call__(self, stdout: bytes, stderr: bytes) -> tuple[bool, bytes]:
+        """See exec.Gate."""
+        become = self._become
+        if become.check_success(stdout):
+            return True, b""
+        start = self._answered_at or (0, 0)
+        fresh = (stdout[start[0] :], stderr[start[1] :])
+        for output in fresh:
+            _check_passwords(become, output)
+        if any(become.check_password_prompt(output) for output in fresh):
+            if self._answered_at:
+                raise AnsibleAuthenticationFailure(f"Incorrect {become.name} password")
+            self._answered_at = (len(stdout), len(stderr))
+            return False, to_bytes(become.get_option("become_pass") or "") + b"\n"
+        return False, b""
+
+
+def _check_passwords(become: t.Any, output: bytes) -> None:
+    """Raise if become says in the output, before the command itself began, that the password is wrong or missing."""
+    if become.check_incorrect_password(output):
+        raise AnsibleAuthenticationFailure(f"Incorrect {become.name} password")
+    if become.check_missing_password(output):
+        raise AnsibleAuthenticationFailure(f"Missing {become.name} password")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

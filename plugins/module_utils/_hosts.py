@@ -1,0 +1,77 @@
+# Copyright: the mage.lxd contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# This code is private to mage.lxd: it may change without notice.
+
+"""Names that resolve to instances: one more projection of what the server says. Pure."""
+
+from __future__ import annotations
+
+import re
+import typing as t
+
+from . import _keys
+from ._server.published import Publisher
+from ._values import Problems, hostname
+
+_RESERVED = re.compile(r"localhost|.*\.localhost|localhost\..*|ip6-.*|broadcasthost")
+
+
+class HostsEntry(t.NamedTuple):
+    """A line of a hosts file: an address and the names that resolve to it."""
+
+    address: str
+    names: tuple[str, ...]
+
+
+def is_reserved(name: str) -> bool:
+    """Whether a machine has that name for itself."""
+    return _RESERVED.fullmatch(name) is not None
+
+
+def entries(
+    publishers: t.Iterable[Publisher], projects: t.Container[str] = ()
+) -> tuple[tuple[HostsEntry, ...], tuple[str, ...]]:
+    """The lines for instances with a pinned IPv4 address, sorted by project and name, and warnings.
+
+    Each has the instance's own name and those of ``user.mage.hostnames``. A name that somebody has already is left out
+    with a warning; the default project comes first. Of restricted projects, only ``projects`` have names.
+    """
+    found: list[HostsEntry] = []
+    warnings: list[str] = []
+    owners: dict[str, str] = {}
+    for one in sorted(publishers, key=lambda one: (one.project != "default", one.project, one.name)):
+        pinned = [address.address for address in one.addresses if address.pinned and address.family == 4]
+        if not pinned:
+            continue
+        if one.restricted and one.project not in projects:
+            if one.config.get(_keys.HOSTNAMES):
+                warnings.append(f"{one.label}: project {one.project} is restricted and not allowed: it has no names")
+            continue
+        names = []
+        for name in (one.name.lower(), *_declared(one, warnings)):
+            if is_reserved(name):
+                warnings.append(f"{one.label}: the name {name} is reserved: left out")
+                continue
+            owner = owners.setdefault(name, one.label)
+            if owner == one.label:
+                names.append(name)
+            else:
+                warnings.append(f"{one.label}: the name {name} is that of {owner} already: left out")
+        if names:
+            found.append(HostsEntry(pinned[0], tuple(dict.fromkeys(names))))
+    return tuple(found), tuple(warnings)
+
+
+def _declared(one: Publisher, warnings: list[str]) -> list[str]:
+    decoded = one.decode(_keys.HOSTNAMES)
+    if decoded.problem:
+        warnings.append(decoded.problem)
+    if decoded.value is None:
+        return []
+    problems = Problems()
+    raw = decoded.value if isinstance(decoded.value, list) else [decoded.value]
+    names = [hostname(name, f"{one.label}: {_keys.HOSTNAMES}", problems) for name in raw]
+    warnings.extend(problems.first())
+    return [name for name in names if name]

@@ -1,0 +1,80 @@
+# Copyright: the mage.lxd contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# This code is private to mage.lxd: it may change without notice.
+
+"""How instances and their changes are shown: diffs for people, and return values. Pure."""
+
+from __future__ import annotations
+
+import typing as t
+
+from .. import _inventory, _keys
+from .._plan import Change
+from .._server.published import ABSENT
+from .._server.snapshot import Address, Instance, Snapshot
+from .plan import InstanceChange, blank
+from .spec import Desired, InstanceSpec
+from .update import Devices, desired_update
+
+
+def present(
+    desired: Desired, snapshot: Snapshot, changes: t.Iterable[Change], carried_out: bool, errors: t.Mapping[str, str]
+) -> list[dict[str, t.Any]]:
+    """One mapping for each item, in the order of the input. Where the changes were not carried out (check mode), what
+    will be: status, addresses and keys as planned."""
+    by_name = {change.spec.name: change for change in changes if isinstance(change, InstanceChange) and change.spec}
+    return [
+        _presented(item, snapshot, by_name.get(item.name), carried_out, errors.get(item.name, ""))
+        for item in desired.items
+    ]
+
+
+def found(existing: Instance, snapshot: Snapshot) -> dict[str, t.Any]:
+    """What the server says of one instance, in the shape of a return value."""
+    name = _inventory.names([existing])[0][existing.project, existing.name]
+    addresses = snapshot.addresses(existing)
+    return {
+        "name": existing.name,
+        "inventory_name": name,
+        "project": existing.project,
+        "type": existing.type,
+        "status": existing.status,
+        "location": existing.location,
+        **_address_values(addresses),
+        "groups": list(_inventory.groups(existing)),
+        "keys": {key: value for key, value in existing.config.items() if key in _keys.ALL},
+    }
+
+
+def _presented(
+    item: InstanceSpec, snapshot: Snapshot, change: t.Optional[InstanceChange], carried_out: bool, error: str
+) -> dict[str, t.Any]:
+    existing = snapshot.find(item.project, item.name) or blank(item)
+    value = found(existing, snapshot)
+    if change and not carried_out:
+        target = desired_update(item, existing, change.pins, False)
+        keys = {key: text for key, text in {**value["keys"], **target.config}.items() if text and key in _keys.ALL}
+        status = {"started": "Running", "stopped": "Stopped", "absent": ABSENT}[item.state]
+        value.update(status=status, keys=keys, **_address_values(_planned(snapshot.addresses(existing), change.pins)))
+    value.update(
+        inventory_name=item.inventory_name,
+        changed=change is not None,
+        actions=list(change.steps) if change else [],
+        error=error,
+    )
+    return value
+
+
+def _address_values(addresses: t.Sequence[Address]) -> dict[str, t.Any]:
+    ipv4 = [one.address for one in addresses if one.family == 4]
+    return {"address": ipv4[0] if ipv4 else "", "addresses": [one._asdict() for one in addresses]}
+
+
+def _planned(now: t.Sequence[Address], pins: Devices) -> list[Address]:
+    kept = [one for one in now if one.family != 4 or one.device not in pins]
+    for device, options in pins.items():
+        network = options.get("network") or options.get("parent") or ""
+        kept.append(Address(device, network, 4, options["ipv4.address"], True))
+    return sorted(kept)

@@ -1,0 +1,125 @@
+# Copyright: the mage.lxd contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# This code is private to mage.lxd: it may change without notice.
+
+"""What is to be written onto one instance: three ways, between what is declared, what the last run declared and what is
+there now. Pure."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import typing as t
+
+from .. import _keys
+from .._server.snapshot import Instance
+from .._values import canonical_json
+from .spec import InstanceSpec
+
+Devices = t.Mapping[str, t.Mapping[str, str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Update:
+    """What is written onto an existing instance. An empty text in ``config`` removes the key."""
+
+    config: t.Mapping[str, str]
+    devices: Devices
+    drop_devices: tuple[str, ...] = ()
+    profiles: t.Optional[tuple[str, ...]] = None
+    description: t.Optional[str] = None
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is written."""
+        nothing = self.profiles is None and self.description is None
+        return nothing and not (self.config or self.devices or self.drop_devices)
+
+
+def digest(value: object) -> str:
+    """The hash of a declared value that is kept on the instance: 16 hexadecimal digits of SHA-256."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
+
+
+def desired_update(item: InstanceSpec, existing: Instance, pins: Devices, python: bool) -> Update:
+    """What is to be written so that an instance is as declared: three ways, between what is declared, what the last
+    run declared (with hashes of the values) and what is there now. What others set is left alone.
+
+    ``python`` says that an interpreter is known to be there, which is recorded so that it is not asked again.
+    """
+    last = recorded(existing)
+    config, devices = _declared_config(item), {**item.devices, **pins}
+    record: dict[str, t.Any] = {
+        "config": {key: digest(value) for key, value in config.items()},
+        "devices": {key: digest(value) for key, value in devices.items()},
+    }
+    made = sorted(set(pins) - set(item.devices))
+    if made:
+        record["pins"] = made
+    if python or (item.python and last.get("python")):
+        record["python"] = True
+    config[_keys.MANAGED] = _keys.encode(record, item.project, item.name)
+    # To a server, an empty value is none.
+    changed = {key: value for key, value in config.items() if existing.config.get(key, "") != value}
+    for key in (*stale(last.get("config"), existing.config, config), *_copied(existing)):
+        changed.setdefault(key, "")
+    return Update(
+        config=changed,
+        devices={name: options for name, options in devices.items() if existing.devices.get(name) != options},
+        drop_devices=stale(last.get("devices"), existing.devices, devices),
+        profiles=item.profiles if item.profiles is not None and item.profiles != existing.profiles else None,
+        description=item.description if item.description not in (None, existing.description) else None,
+    )
+
+
+def _copied(existing: Instance) -> tuple[str, ...]:
+    """The keys that say what another instance publishes."""
+    place = (existing.project, existing.name)
+    return tuple(key for key in _keys.ALL if _keys.of_another(existing.config, key, *place) is not None)
+
+
+def stale(last: object, present: t.Mapping[str, t.Any], declared: t.Container[str]) -> tuple[str, ...]:
+    """What the last run declared, is no longer declared, and is still as it was left."""
+    if not isinstance(last, dict):
+        return ()
+    return tuple(
+        key
+        for key, was in sorted(last.items())
+        if key not in declared and key in present and digest(present[key]) == was
+    )
+
+
+def recorded(instance: Instance) -> dict[str, t.Any]:
+    """What the last run wrote of its declaration; empty for an instance of somebody else. A copy has the pins of what
+    it was copied from, and they are no use to it."""
+    place = (instance.config, _keys.MANAGED, instance.project, instance.name)
+    found = _record(_keys.decode(*place).value)
+    other = _record(_keys.of_another(*place))
+    if other:
+        pins = {name: was for name, was in other.get("devices", {}).items() if name in other.get("pins", ())}
+        return {"pins": list(pins), "devices": pins}
+    return found
+
+
+def _record(value: object) -> dict[str, t.Any]:
+    """The parts of a record that are what they should be: somebody else may have written it."""
+    kinds = {"config": dict, "devices": dict, "pins": list, "python": bool}
+    known = value.items() if isinstance(value, dict) else ()
+    return {key: held for key, held in known if key in kinds and isinstance(held, kinds[key])}
+
+
+def _declared_config(item: InstanceSpec) -> dict[str, str]:
+    config = dict(item.config)
+    published: dict[str, t.Any] = {
+        _keys.NAT: [entry.to_json() for entry in item.nat],
+        _keys.PROXY: [route.to_json() for route in item.proxy],
+        _keys.HOSTNAMES: list(item.hostnames),
+        _keys.OWNER: item.owner,
+        _keys.INVENTORY_NAME: item.inventory_name if item.inventory_name != item.name else "",
+    }
+    for key, value in published.items():
+        if value:
+            config[key] = _keys.encode(value, item.project, item.name)
+    return config

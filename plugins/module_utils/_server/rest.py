@@ -1,0 +1,133 @@
+# Copyright: the mage.lxd contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# This code is private to mage.lxd: it may change without notice.
+
+"""The modules' driver: pylxd connects and sends requests; commands and files go the way of the core."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+import typing as t
+import urllib.parse
+
+from .._errors import DeadlinePassed, MissingLibrary, ServerUnreachable
+from . import sockets
+from .core import CoreDriver, encoded
+from .driver import Response, checked
+from .options import CONNECT_TIMEOUT, REQUEST_TIMEOUT, ServerOptions
+
+
+class RestDriver(CoreDriver):
+    """A way to one server by pylxd. See ``driver.Driver``.
+
+    ``server_info`` is what pylxd read of ``/1.0`` when it connected, so that nobody need read it again.
+    """
+
+    def __init__(self, options: ServerOptions) -> None:
+        super().__init__(options)
+        client = _client(options)
+        self.server_info: dict[str, t.Any] = dict(client.host_info)
+        self.requests.append(("GET", "/1.0"))
+        self._session = client.api.session
+        # Else requests takes proxies, passwords and CAs (REQUESTS_CA_BUNDLE) from the environment.
+        self._session.trust_env = False
+        self._base = _url(options)
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        query: t.Optional[t.Mapping[str, str]] = None,
+        body: t.Any = None,
+        headers: t.Optional[t.Mapping[str, str]] = None,
+        timeout: t.Optional[float] = None,
+    ) -> Response:
+        """One HTTP request. ``body`` is sent as it is if bytes, else as JSON. Raises ServerError from status 400 on."""
+        self.requests.append((method, path))
+        data, sent = encoded(body, headers)
+        limit = timeout or REQUEST_TIMEOUT
+        with _translated(self.options, f"{method} {path}", limit):
+            answer = self._session.request(
+                method,
+                self._base + path,
+                params=dict(query or {}),
+                data=data,
+                headers=sent,
+                timeout=(CONNECT_TIMEOUT, limit),
+            )
+        lowered = {name.lower(): value for name, value in answer.headers.items()}
+        return checked(Response(answer.status_code, lowered, answer.content), f"{method} {path}")
+
+    def close(self) -> None:
+        """Let go of every connection."""
+        self._session.close()
+        super().close()
+
+
+def _client(options: ServerOptions) -> t.Any:
+    """Connect by pylxd, which reads ``/1.0`` once."""
+    try:
+        pylxd = importlib.import_module("pylxd")
+        exceptions = importlib.import_module("pylxd.exceptions")
+    except ImportError as e:
+        raise MissingLibrary("pylxd", sys.executable) from e
+    # pylxd does not say why it could not connect.
+    sockets.connect(options).close()
+    # Its versions differ in which paths of sockets they take; all take the URL.
+    arguments: dict[str, t.Any] = {"endpoint": _url(options)}
+    if options.socket_path is None:
+        arguments["session"] = _tls_session(options, importlib.import_module("pylxd.client"))
+    with _translated(options, "GET /1.0", REQUEST_TIMEOUT):
+        try:
+            return pylxd.Client(timeout=(CONNECT_TIMEOUT, REQUEST_TIMEOUT), **arguments)
+        except (exceptions.ClientConnectionFailed, exceptions.LXDAPIException) as e:
+            raise ServerUnreachable(options.endpoint, str(e) or "pylxd could not connect") from e
+
+
+def _tls_session(options: ServerOptions, client: t.Any) -> t.Any:
+    make = getattr(client, "get_session_for_url", None)
+    if make is None:
+        raise ServerUnreachable(options.endpoint, "this version of pylxd cannot pin a certificate: 2.4 can")
+    certificates = (options.client_cert, options.client_key)
+    session = make(options.endpoint, verify=options.server_cert or True, cert=certificates)
+    session.trust_env = False
+    return session
+
+
+def _url(options: ServerOptions) -> str:
+    if options.socket_path is not None:
+        return "http+unix://" + urllib.parse.quote(options.socket_path, safe="")
+    return options.endpoint.rstrip("/")
+
+
+@contextlib.contextmanager
+def _translated(options: ServerOptions, request: str, limit: float) -> t.Iterator[None]:
+    """Turn what requests raises into the collection's exceptions."""
+    failures = importlib.import_module("requests.exceptions")
+    try:
+        yield
+    except failures.ConnectTimeout as e:
+        raise ServerUnreachable(options.endpoint, "no answer in time") from e
+    except failures.Timeout as e:
+        raise DeadlinePassed(f"{request}: no answer after {limit:g} s") from e
+    except failures.SSLError as e:
+        raise ServerUnreachable(options.endpoint, f"its certificate is not trusted: {_root(e)}") from e
+    except failures.ConnectionError as e:
+        raise ServerUnreachable(options.endpoint, sockets.cause(_root(e), options.socket_path)) from e
+    except (failures.RequestException, OSError) as e:
+        raise ServerUnreachable(options.endpoint, sockets.cause(e, options.socket_path)) from e
+
+
+def _root(error: BaseException) -> Exception:
+    """The first thing that went wrong, under all that requests and urllib3 wrap around it."""
+    seen: BaseException = error
+    while True:
+        inner = [arg for arg in seen.args if isinstance(arg, Exception)] + [getattr(seen, "reason", None)]
+        deeper = seen.__cause__ or seen.__context__ or next((one for one in inner if isinstance(one, Exception)), None)
+        if deeper is None or deeper is seen:
+            return seen if isinstance(seen, Exception) else Exception(str(seen))
+        seen = deeper

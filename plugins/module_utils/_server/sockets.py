@@ -1,0 +1,223 @@
+# Copyright: the mage.lxd contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# This code is private to mage.lxd: it may change without notice.
+
+"""Sockets to a server: opened with a deadline, and every way to fail told in one sentence."""
+
+from __future__ import annotations
+
+import grp
+import io
+import os
+import socket
+import ssl
+import time
+import typing as t
+import urllib.parse
+
+from .._errors import DeadlinePassed, ServerUnreachable
+from .options import CONNECT_TIMEOUT, ServerOptions
+
+DEFAULT_PORT = 8443
+
+
+class Deadline:
+    """A point in time that a whole call must not pass; without seconds, there is none."""
+
+    def __init__(self, seconds: t.Optional[float], what: str) -> None:
+        self.seconds = seconds
+        self.what = what
+        self._end = None if seconds is None else time.monotonic() + seconds
+
+    def remaining(self) -> t.Optional[float]:
+        """Seconds that are left. Raises DeadlinePassed when there are none."""
+        if self._end is None:
+            return None
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise self.passed()
+        return left
+
+    def passed(self) -> DeadlinePassed:
+        """The exception to raise when it is over."""
+        return DeadlinePassed(f"{self.what}: no answer after {self.seconds:g} s")
+
+
+class TimedSocket:
+    """A socket as http.client wants it, each read and write of which ends with the call's deadline."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.deadline = Deadline(None, "")
+        self._readers = 0
+        self._done = False
+        self._early = b""
+
+    def sendall(self, data: t.Any) -> None:
+        """Send all of the data, part by part, so that slow but steady sending is measured by the deadline alone."""
+        view = memoryview(data)
+        while view:
+            self.sock.settimeout(self.deadline.remaining())
+            view = view[self.sock.send(view) :]
+
+    def arrived(self) -> bool:
+        """Whether data or the end is there to be read. TLS has messages of its own, which select takes for data."""
+        if not self._early:
+            self.sock.settimeout(0)
+            try:
+                self._early = self.sock.recv(1)
+            except (BlockingIOError, ssl.SSLWantReadError):
+                return False
+        return True
+
+    def take(self) -> t.Optional[bytes]:
+        """What has arrived, without waiting: None if nothing has, no bytes at the end."""
+        if not self.arrived():
+            return None
+        data, self._early = self._early, b""
+        while data:
+            try:
+                more = self.sock.recv(1 << 16)
+            except (BlockingIOError, ssl.SSLWantReadError):
+                break
+            if not more:
+                break
+            data += more
+        return data
+
+    def receive(self, buffer: t.Any) -> int:
+        """Read into a buffer, within the deadline."""
+        if self._early:
+            buffer[:1], self._early = self._early, b""
+            return 1
+        self.sock.settimeout(self.deadline.remaining())
+        return self.sock.recv_into(buffer)
+
+    def makefile(self, *args: t.Any, **kwargs: t.Any) -> io.BufferedReader:
+        """A reader of the answer. http.client opens one for each."""
+        self._readers += 1
+        return io.BufferedReader(_Reader(self), 65536)
+
+    def close(self) -> None:
+        """Close the socket, once the answer that is being read is closed too: http.client counts on that."""
+        self._done = True
+        self._close_if_done()
+
+    def reader_closed(self) -> None:
+        """Note that an answer was closed."""
+        self._readers -= 1
+        self._close_if_done()
+
+    def _close_if_done(self) -> None:
+        if self._done and self._readers <= 0:
+            self.sock.close()
+
+
+class _Reader(io.RawIOBase):
+    def __init__(self, timed: TimedSocket) -> None:
+        super().__init__()
+        self._timed = timed
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: t.Any) -> int:
+        return self._timed.receive(buffer)
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            self._timed.reader_closed()
+
+
+def connect(options: ServerOptions, timeout: float = CONNECT_TIMEOUT) -> socket.socket:
+    """A socket to the server. Raises ServerUnreachable."""
+    try:
+        if options.socket_path is not None:
+            return _connect_unix(options.socket_path, timeout)
+        return _connect_tls(options, timeout)
+    except (OSError, ValueError) as e:
+        raise ServerUnreachable(options.endpoint, cause(e, options.socket_path)) from e
+
+
+def _connect_unix(path: str, timeout: float) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(timeout)
+        sock.connect(path)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _connect_tls(options: ServerOptions, timeout: float) -> socket.socket:
+    url = urllib.parse.urlsplit(options.endpoint)
+    host = url.hostname or ""
+    context = tls_context(options)
+    sock = socket.create_connection((host, url.port or DEFAULT_PORT), timeout=timeout)
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        wrapped = context.wrap_socket(sock, server_hostname=host)
+    except BaseException:
+        sock.close()
+        raise
+    try:
+        _check_pin(options, wrapped)
+    except BaseException:
+        wrapped.close()
+        raise
+    return wrapped
+
+
+def tls_context(options: ServerOptions) -> ssl.SSLContext:
+    """How to speak TLS. A pinned certificate is compared after the handshake, since its name need not match."""
+    if options.server_cert:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    else:
+        context = ssl.create_default_context()
+    if options.client_cert:
+        context.load_cert_chain(options.client_cert, options.client_key)
+    return context
+
+
+def _check_pin(options: ServerOptions, sock: ssl.SSLSocket) -> None:
+    if not options.server_cert:
+        return
+    with open(options.server_cert, encoding="ascii") as file:
+        pinned = ssl.PEM_cert_to_DER_cert(file.read().strip())
+    if sock.getpeercert(binary_form=True) != pinned:
+        raise ssl.SSLError(f"the server's certificate is not the one in {options.server_cert}")
+
+
+def cause(error: Exception, path: t.Optional[str]) -> str:
+    """Why a connection failed, in words that say what to do."""
+    if isinstance(error, FileNotFoundError):
+        return "there is no such socket: LXD or Incus is not installed or was never started"
+    if isinstance(error, PermissionError):
+        return f"permission denied: run as root{_or_group(path)}"
+    if isinstance(error, ConnectionRefusedError):
+        return "connection refused: the daemon is not running"
+    if isinstance(error, (TimeoutError, socket.timeout)):
+        return "no answer in time"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not trusted: {error.verify_message}; name its certificate in server_cert"
+    if isinstance(error, ssl.SSLError):
+        return str(getattr(error, "reason", "") or (error.args[-1] if error.args else "the TLS handshake failed"))
+    if isinstance(error, socket.gaierror):
+        return f"the name does not resolve: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__
+
+
+def _or_group(path: t.Optional[str]) -> str:
+    try:
+        group = grp.getgrgid(os.stat(path or "").st_gid).gr_name
+    except (OSError, KeyError):
+        return ""
+    return "" if group == "root" else f" or as a member of the group {group}"

@@ -1,0 +1,260 @@
+# Copyright: the mage.lxd contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# This code is private to mage.lxd: it may change without notice.
+
+"""HTTP/1.1 over a server's socket by the standard library: connections kept alive, deadlines, errors translated."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import io
+import os
+import socket
+import ssl
+import threading
+import typing as t
+import urllib.parse
+
+from .._errors import ServerUnreachable
+from . import sockets, websocket
+from .driver import Response, checked
+from .options import CONNECT_TIMEOUT, ServerOptions
+
+# What is seen when a kept connection was closed at the other end before this request reached it.
+_STALE = (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError)
+
+
+class Connection(http.client.HTTPConnection):
+    """One connection to the server. ``used`` says whether it has served a request already."""
+
+    def __init__(self, options: ServerOptions) -> None:
+        super().__init__(host_of(options), blocksize=1 << 18)
+        self.options = options
+        self.used = False
+        self.timed: t.Optional[sockets.TimedSocket] = None
+        self.sock: t.Any = None
+
+    def connect(self) -> None:
+        """Open the socket, unless it is open. Raises ServerUnreachable."""
+        self.timed = sockets.TimedSocket(sockets.connect(self.options))
+        self.sock = self.timed
+
+    def is_alive(self) -> bool:
+        """Whether the idle connection was neither closed by the server nor spoken on unasked."""
+        try:
+            return self.timed is not None and not self.timed.arrived()
+        except OSError:
+            return False
+
+
+class Pending:
+    """A request that was sent, and whose answer may come late."""
+
+    def __init__(self, connection: Connection, request: str) -> None:
+        self._connection = connection
+        self._request = request
+        self._data = b""
+
+    def fileno(self) -> int:
+        """For select: readable when the answer is there."""
+        timed = self._connection.timed
+        return timed.sock.fileno() if timed else -1
+
+    def finish(self) -> t.Optional[Response]:
+        """Read what is there: the answer, or None if it is not whole yet. Raises ServerError, ServerUnreachable.
+
+        Incus sends the head of an answer at once, and its body when the operation ends.
+        """
+        with translated(self._connection.options):
+            data = self._connection.timed.take() if self._connection.timed else b""
+            if data is None:
+                return None
+            self._data += data
+            response = _parsed(self._data)
+            if response is None and not data:
+                raise ConnectionResetError
+        return checked(response, self._request) if response else None
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._connection.close()
+
+
+class _Bytes:
+    """Bytes as a socket that http.client can read."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def makefile(self, *args: t.Any, **kwargs: t.Any) -> io.BytesIO:
+        """A reader of the bytes."""
+        return io.BytesIO(self._data)
+
+
+def _parsed(data: bytes) -> t.Optional[Response]:
+    """The answer in the bytes, or None if it is not whole."""
+    if b"\r\n\r\n" not in data:
+        return None
+    answer = http.client.HTTPResponse(t.cast(socket.socket, _Bytes(data)))
+    answer.begin()
+    try:
+        return Response(answer.status, lowered(answer), answer.read())
+    except http.client.IncompleteRead:
+        return None
+
+
+class Transport:
+    """Requests to one server, safe to share between threads. ``requests`` counts them: (method, path)."""
+
+    def __init__(self, options: ServerOptions) -> None:
+        self.options = options
+        self.requests: list[tuple[str, str]] = []
+        self._idle: list[Connection] = []
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+
+    @contextlib.contextmanager
+    def exchange(
+        self,
+        method: str,
+        path: str,
+        query: t.Optional[t.Mapping[str, str]],
+        body: t.Any,
+        headers: t.Mapping[str, str],
+        timeout: t.Optional[float],
+    ) -> t.Iterator[http.client.HTTPResponse]:
+        """Send a request and hand out its answer, to be read inside. ``body`` is bytes, an open file, or None."""
+        self.requests.append((method, path))
+        deadline = sockets.Deadline(timeout, f"{method} {path}")
+        connection = self._take()
+        try:
+            with translated(self.options, deadline):
+                try:
+                    answer = _ask(connection, method, target(path, query), body, headers, deadline)
+                except _STALE:
+                    if method != "GET" or not connection.used:
+                        raise
+                    connection.close()
+                    connection = Connection(self.options)
+                    answer = _ask(connection, method, target(path, query), body, headers, deadline)
+                yield answer
+                answer.read()
+        except BaseException:
+            connection.close()
+            raise
+        self._keep(connection)
+
+    def begin(self, method: str, path: str, query: t.Mapping[str, str]) -> Pending:
+        """Send a request without a body on a connection of its own, and do not wait for the answer."""
+        self.requests.append((method, path))
+        connection = self._take()
+        try:
+            with translated(self.options):
+                _send(connection, method, target(path, query), None, {}, sockets.Deadline(None, ""))
+        except BaseException:
+            connection.close()
+            raise
+        return Pending(connection, f"{method} {path}")
+
+    def upgrade(self, path: str, query: t.Mapping[str, str]) -> websocket.WebSocket:
+        """Open a websocket."""
+        self.requests.append(("GET", path))
+        sock = sockets.connect(self.options)
+        try:
+            sock.settimeout(CONNECT_TIMEOUT)
+            with translated(self.options):
+                return websocket.handshake(sock, target(path, query), host_of(self.options), self.options.endpoint)
+        except BaseException:
+            sock.close()
+            raise
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+    def _take(self) -> Connection:
+        with self._lock:
+            if self._pid != os.getpid():
+                # After a fork the parent goes on with these sockets: two would talk on one line.
+                self._idle, self._pid = [], os.getpid()
+            while self._idle:
+                connection = self._idle.pop()
+                if connection.is_alive():
+                    return connection
+                connection.close()
+        return Connection(self.options)
+
+    def _keep(self, connection: Connection) -> None:
+        connection.used = True
+        if connection.sock is None:
+            return
+        with self._lock:
+            self._idle.append(connection)
+
+
+def _ask(
+    connection: Connection,
+    method: str,
+    where: str,
+    body: t.Any,
+    headers: t.Mapping[str, str],
+    deadline: sockets.Deadline,
+) -> http.client.HTTPResponse:
+    try:
+        _send(connection, method, where, body, headers, deadline)
+    except BrokenPipeError:
+        # A server that refuses a long body answers before it has read all of it.
+        if body is None:
+            raise
+    return connection.getresponse()
+
+
+def _send(
+    connection: Connection,
+    method: str,
+    where: str,
+    body: t.Any,
+    headers: t.Mapping[str, str],
+    deadline: sockets.Deadline,
+) -> None:
+    if connection.timed is None:
+        connection.connect()
+    if connection.timed is not None:
+        connection.timed.deadline = deadline
+    connection.request(method, where, body=body, headers=dict(headers))
+
+
+def target(path: str, query: t.Optional[t.Mapping[str, str]]) -> str:
+    """What stands in the request line."""
+    return f"{path}?{urllib.parse.urlencode(query)}" if query else path
+
+
+def host_of(options: ServerOptions) -> str:
+    """The Host header's value."""
+    return urllib.parse.urlsplit(options.endpoint).netloc or "localhost"
+
+
+def lowered(answer: http.client.HTTPResponse) -> dict[str, str]:
+    """The headers of an answer, names in lower case."""
+    return {name.lower(): value for name, value in answer.getheaders()}
+
+
+@contextlib.contextmanager
+def translated(options: ServerOptions, deadline: t.Optional[sockets.Deadline] = None) -> t.Iterator[None]:
+    """Turn what sockets and http.client raise into the collection's exceptions."""
+    try:
+        yield
+    except (TimeoutError, socket.timeout) as e:
+        if deadline is not None and deadline.seconds is not None:
+            raise deadline.passed() from e
+        raise ServerUnreachable(options.endpoint, "no answer in time") from e
+    except (ConnectionError, http.client.IncompleteRead, ssl.SSLError) as e:
+        raise ServerUnreachable(options.endpoint, "the connection was lost before the whole answer came") from e
+    except http.client.HTTPException as e:
+        raise ServerUnreachable(options.endpoint, f"what answers there does not speak HTTP ({type(e).__name__})") from e

@@ -1,0 +1,230 @@
+#!/usr/bin/python
+# Copyright: the mage.lxd contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: instances
+short_description: Make a list of LXD or Incus instances true
+version_added: 0.1.0
+author:
+  - The mage.lxd contributors (@mage)
+description:
+  - Creates, changes, starts, stops and deletes containers and virtual machines, a whole list in one call.
+  - The server is read once, whatever the length of the list. What is true already costs nothing more.
+  - What an instance publishes (its ports, its routes, its names) is written onto the instance, as C(user.mage.*) keys.
+    M(mage.lxd.nat), M(mage.lxd.proxy_upstreams) and the inventory plugin read it there.
+  - An instance that publishes gets a static lease. It is a copy of its profile's network device with an address, on
+    the instance itself, so that later changes of that device in the profile do not reach it.
+  - What is declared is enforced. What an earlier run declared and this one does not is removed, if it is still as that
+    run left it. What anybody else has set is left alone.
+extends_documentation_fragment:
+  - mage.lxd.attributes
+  - mage.lxd.server
+options:
+  instances:
+    description:
+      - The instances. Each item is a mapping with the keys below. Every mistake in the list is told at once.
+      - "C(name) (required): 1 to 63 letters, digits and hyphens. Underscores become hyphens, with a warning; the
+        inventory keeps the name as given."
+      - "C(state): V(started) (default), V(stopped) or V(absent)."
+      - "C(image): an alias or a fingerprint on the server. An architecture at the end (V(debian/bookworm/amd64)) may
+        be there or not. Needed to create an instance only."
+      - "C(type): V(container) (default) or V(virtual-machine)."
+      - "C(profiles): a list of names, in order. Left alone if not given; the server's default is C([default])."
+      - "C(config): the server's keys, such as C({limits.memory: 512MiB})."
+      - "C(devices): the server's devices by name, each with its C(type)."
+      - "C(mounts): bind mounts, each V(/source:/path), V(/source:/path:ro), or a mapping with C(source), C(path) and
+        C(readonly)."
+      - "C(description): text of one line."
+      - "C(nat): published ports, each a mapping with C(extport), C(intport), C(proto), C(extif), C(extaddr) and
+        C(intif). See M(mage.lxd.nat)."
+      - "C(proxy): routes, each a mapping with C(name), C(path), C(port) and C(pass). See M(mage.lxd.proxy_upstreams)."
+      - "C(hostnames): names that are to resolve to it on the host and in the proxy."
+      - "C(python): V(true) brings in a Python that can run Ansible's modules, if there is none."
+    type: list
+    elements: raw
+    required: true
+  defaults:
+    description: Keys that every item has which does not say otherwise.
+    type: dict
+    default: {}
+  concurrency:
+    description: How many instances are worked on at once.
+    type: int
+    default: 4
+  timeout:
+    description: Seconds that one step of one instance may take.
+    type: int
+    default: 600
+  owner:
+    description:
+      - Which declaration the instances belong to, such as the name of a role. It is written onto them.
+      - Those of the owner V(mageproxy) are left out of the inventory group C(lxd_containers).
+    type: str
+    default: ""
+  declared:
+    description:
+      - What an earlier task of this run returned as RV(instances). Their addresses are not given to others, in check
+        mode either, where the server does not know them yet.
+    type: list
+    elements: dict
+    default: []
+seealso:
+  - module: mage.lxd.instances_info
+  - module: mage.lxd.nat
+  - module: mage.lxd.proxy_upstreams
+"""
+
+EXAMPLES = r"""
+- name: Run two containers, the first one published
+  mage.lxd.instances:
+    instances:
+      - name: web-1
+        image: debian/bookworm
+        config:
+          limits.memory: 512MiB
+        nat:
+          - extport: 8080
+            intport: 80
+        proxy:
+          - name: shop.example.org
+      - name: db-1
+        image: debian/bookworm
+        state: stopped
+
+- name: Run a list of workers of one image, eight at a time
+  mage.lxd.instances:
+    instances: "{{ workers }}"
+    defaults:
+      image: debian/bookworm
+      python: true
+    concurrency: 8
+
+- name: Remove one
+  mage.lxd.instances:
+    instances:
+      - name: db-1
+        state: absent
+"""
+
+RETURN = r"""
+instances:
+  description: The items, in the order of the input. In check mode, as they will be.
+  returned: success, and when some instances failed
+  type: list
+  elements: dict
+  contains:
+    name:
+      description: The instance's name on the server.
+      type: str
+    inventory_name:
+      description: The name as it was given.
+      type: str
+    project:
+      description: The project.
+      type: str
+    type:
+      description: V(container) or V(virtual-machine).
+      type: str
+    status:
+      description: The status in the server's words, such as V(Running) or V(Stopped). V(Absent) if it is not there.
+      type: str
+    location:
+      description: The cluster member that it is on.
+      type: str
+    groups:
+      description: The groups that the inventory plugin P(mage.lxd.lxd#inventory) gives it.
+      type: list
+      elements: str
+    changed:
+      description: Whether anything was done to it.
+      type: bool
+    actions:
+      description: What was done, out of V(create), V(update), V(start), V(stop), V(delete) and V(python).
+      type: list
+      elements: str
+    address:
+      description: Its first IPv4 address, or nothing.
+      type: str
+    addresses:
+      description: All its global addresses.
+      type: list
+      elements: dict
+      contains:
+        device:
+          description: The network device.
+          type: str
+        network:
+          description: The network that it is on.
+          type: str
+        family:
+          description: 4 or 6.
+          type: int
+        address:
+          description: The address.
+          type: str
+        pinned:
+          description: Whether the server keeps this address for it.
+          type: bool
+    keys:
+      description: Its C(user.mage.*) keys.
+      type: dict
+    error:
+      description: Why it is not as declared, or nothing.
+      type: str
+  sample:
+    - name: web-1
+      inventory_name: web-1
+      project: default
+      type: container
+      status: Running
+      location: none
+      groups: [lxd_containers, lxd_instances, profile_default, project_default, status_running, type_container]
+      changed: true
+      actions: [create, start, python]
+      address: 10.97.0.2
+      addresses:
+        - {device: eth0, network: lxdbr0, family: 4, address: 10.97.0.2, pinned: true}
+      keys:
+        user.mage.nat: '{"for":"default/web-1","value":[{"extport":8080,"intport":80,"proto":"tcp"}]}'
+      error: ""
+actions:
+  description: What was done, or will be in check mode.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    subject:
+      description: The object.
+      type: str
+    action:
+      description: What happens to it.
+      type: str
+  sample:
+    - {subject: instance default/web-1, action: "create, start, python"}
+failures:
+  description: Why instances are not as declared.
+  returned: when some instances failed
+  type: list
+  elements: str
+problems:
+  description: Every mistake in the input, each with the path of its field.
+  returned: when the input is invalid
+  type: list
+  elements: str
+"""
+
+from ansible_collections.mage.lxd.plugins.module_utils import _run
+from ansible_collections.mage.lxd.plugins.module_utils._instances import apply, plan, spec
+
+
+def main() -> None:
+    """Run the module."""
+    _run.run(_run.Job(spec.ARGUMENTS, spec.parse, apply.observe, plan.plan, apply.apply, apply.result, spec.hidden))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+# Copyright: the mage.lxd contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the tests on the real server share. Names carry the process id, so that runs side by side keep apart."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import typing as t
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.mage.lxd.tests.integration import namespace, playbook, server
+
+NOTHING_MORE = """
+- hosts: localhost
+  gather_facts: false
+  tasks:
+    - name: Let the firewall say what the server says
+      mage.lxd.nat:
+"""
+RunPlaybook = t.Callable[..., playbook.PlaybookRun]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_leftovers(tmp_path_factory: pytest.TempPathFactory) -> t.Iterator[None]:
+    """Interrupted runs leave containers and namespaces; the next run deletes them. What the tests published goes in the
+    end, as it does for a user: with the next run."""
+    server.delete_orphans()
+    namespace.delete_orphans()
+    yield
+    playbook.run_playbook(tmp_path_factory.mktemp("end"), NOTHING_MORE).succeeded()
+
+
+@pytest.fixture
+def run_playbook(tmp_path: Path) -> RunPlaybook:
+    """``run_playbook(text, inventory=…, check=True, diff=True, extra_vars={…})`` → playbook.PlaybookRun."""
+    counter = itertools.count(1)
+
+    @functools.wraps(playbook.run_playbook)
+    def run(*args: t.Any, **kwargs: t.Any) -> playbook.PlaybookRun:
+        folder = tmp_path / f"run-{next(counter)}"
+        folder.mkdir()
+        return playbook.run_playbook(folder, *args, **kwargs)
+
+    return run
+
+
+@pytest.fixture
+def lxd_query() -> t.Callable[..., t.Any]:
+    """``lxd_query("/1.0/instances/web-1")``: a raw read by the server's own client."""
+    return server.lxd_query
+
+
+@pytest.fixture
+def unique_name() -> t.Iterator[t.Callable[[str], str]]:
+    """``unique_name("web")``: an instance name that is free; what bears it is deleted after the test."""
+    prefix = server.own_prefix()
+    yield lambda suffix: f"{prefix}-{suffix}"
+    server.delete_instances(f"{prefix}-")
+
+
+@pytest.fixture
+def client_namespace() -> t.Iterator[namespace.Namespace]:
+    """A client outside the host: a network namespace joined by a veth pair. See namespace.Namespace."""
+    with namespace.client_namespace() as made:
+        yield made

@@ -1,0 +1,112 @@
+# Copyright: the mage.lxd contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Reads and cleans the server through its own client, so that the tests do not believe the code they test."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import os
+import re
+import secrets
+import subprocess
+import time
+import typing as t
+import urllib.parse
+
+PREFIX = "mt"
+_NAMED_BY_US = re.compile(rf"{PREFIX}(\d+)-")
+
+
+def run(*argv: str, stdin: bytes | None = None, timeout: float = 120) -> str:
+    """Run a command and return what it printed; a command that fails raises with its own words."""
+    done = subprocess.run(argv, input=stdin or b"", capture_output=True, check=False, timeout=timeout)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(argv)}: exit {done.returncode}: {done.stderr.decode(errors='replace').strip()}")
+    return done.stdout.decode(errors="replace")
+
+
+def lxd_query(path: str, method: str = "GET", body: t.Any = None) -> t.Any:
+    """One raw request (``/1.0/instances/web-1?project=p``), answered with the reply's metadata."""
+    argv = ["lxc", "query", "--wait", "-X", method, path]
+    answer = run(*argv, *(["-d", json.dumps(body)] if body is not None else []))
+    return json.loads(answer) if answer.strip() else None
+
+
+def instances(prefix: str = "") -> list[dict[str, t.Any]]:
+    """The instances of all projects whose names start with prefix."""
+    found = lxd_query("/1.0/instances?recursion=1&all-projects=true") or []
+    return [instance for instance in found if instance["name"].startswith(prefix)]
+
+
+def contents() -> dict[str, list[dict[str, t.Any]]]:
+    """All that a run could have changed, to be compared.
+
+    Who uses a thing stands in no order, and every container that starts is an unmanaged network: both are left out.
+    """
+    return {
+        kind: [
+            {key: value for key, value in one.items() if key != "used_by"}
+            for one in lxd_query(f"/1.0/{kind}?recursion=1&all-projects=true") or []
+            if one.get("managed", True)
+        ]
+        for kind in ("instances", "networks", "profiles")
+    }
+
+
+def delete_instances(prefix: str) -> None:
+    """Delete what starts with prefix, running or not."""
+    _delete(instances(prefix))
+
+
+def _delete(found: list[dict[str, t.Any]]) -> None:
+    with concurrent.futures.ThreadPoolExecutor(max_workers=4) as pool:
+        list(pool.map(_delete_one, found))
+
+
+def _delete_one(instance: dict[str, t.Any]) -> None:
+    """A container that is just dying is busy; it can be deleted moments later."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            run("lxc", "delete", "--force", "--project", instance["project"], instance["name"])
+            return
+        except RuntimeError as error:
+            if "is busy" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
+
+
+def bridge_subnet() -> str:
+    """The address of lxdbr0 and the length of its prefix, such as 10.8.0.1/24."""
+    return str(lxd_query("/1.0/networks/lxdbr0")["config"]["ipv4.address"])
+
+
+def mirror_host() -> str:
+    """The host of the mirror that this machine installs packages from: what a container must be able to resolve."""
+    addresses = run("apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages").split()
+    return next(host for host in (urllib.parse.urlsplit(address).hostname for address in addresses) if host)
+
+
+def own_prefix() -> str:
+    """A prefix for names on the server and the host that says which process made them."""
+    return f"{PREFIX}{os.getpid()}-{secrets.token_hex(2)}"
+
+
+def is_orphan(name: str) -> bool:
+    """Whether a test made this name and its process is gone (a run that was interrupted)."""
+    match = _NAMED_BY_US.match(name)
+    return match is not None and not os.path.exists(f"/proc/{match[1]}")
+
+
+def own_bridge_name() -> str:
+    """A name for a bridge of this process: an interface's has at most 15 characters."""
+    return f"{PREFIX}{os.getpid()}-br"
+
+
+def delete_orphans() -> None:
+    _delete([instance for instance in instances(PREFIX) if is_orphan(instance["name"])])
+    for network in lxd_query("/1.0/networks?recursion=1"):
+        if network["managed"] and is_orphan(network["name"]):
+            run("lxc", "network", "delete", network["name"])

@@ -1,0 +1,251 @@
+# Copyright: the mage.lxd contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The connection plugin, as Ansible uses it."""
+
+from __future__ import annotations
+
+import os
+import typing as t
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.mage.lxd.tests.integration import server
+from ansible_collections.mage.lxd.tests.integration.conftest import RunPlaybook
+
+BUSYBOX = "mage-test/busybox"
+DEBIAN = "debian/bookworm"
+# The contract of the drivers has a test with 50 MiB; this is what Ansible's own checksums take.
+SIZE = 8 << 20
+SETUP = """set -e
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -q
+apt-get install -qy --no-install-recommends python3 sudo
+useradd -m -s /bin/bash bob
+useradd -m eve
+echo 'bob ALL=(ALL) ALL' >/etc/sudoers.d/bob
+echo bob:secret | chpasswd
+"""
+
+
+@pytest.fixture(scope="module")
+def box() -> t.Iterator[str]:
+    """A running busybox container: a shell, no Python."""
+    name = server.own_prefix() + "-box"
+    server.run("lxc", "launch", BUSYBOX, name)
+    yield name
+    server.delete_instances(name)
+
+
+@pytest.fixture(scope="module")
+def debian() -> t.Iterator[str]:
+    """A running Debian container with Python, sudo, and the users bob (who has a password) and eve."""
+    name = server.own_prefix() + "-debian"
+    server.run("lxc", "launch", DEBIAN, name)
+    resolved = f"getent hosts {server.mirror_host()} >/dev/null"
+    script = f"for i in $(seq 100); do {resolved} && break; sleep 0.2; done\n" + SETUP
+    server.run("lxc", "exec", name, "--", "sh", "-c", script, timeout=300)
+    yield name
+    server.delete_instances(name)
+
+
+def inventory(*hosts: str) -> str:
+    lines = ["[boxes]", *hosts, "[boxes:vars]", "ansible_connection=mage.lxd.lxd"]
+    return "\n".join([*lines, "ansible_python_interpreter=/usr/bin/python3", ""])
+
+
+def play(tasks: str, head: str = "") -> str:
+    return f"- hosts: boxes\n  gather_facts: false\n{head}  tasks:\n{tasks}"
+
+
+RAW = play("""
+    - name: Ask
+      ansible.builtin.raw: |
+        echo out "$HOME" $(id -u) "$PATH"; echo 'fatal: UNREACHABLE: Permission denied' >&2; exit {{ rc }}
+      ignore_errors: true
+    - name: Speak no UTF-8
+      ansible.builtin.raw: printf '\\303\\244 \\377'
+    - name: Use another shell
+      ansible.builtin.raw: echo "$0"
+      vars:
+        ansible_lxd_executable: /bin/ash
+    - name: Copy with a shell alone
+      ansible.builtin.script: "{{ playbook_dir }}/script.sh one 'two words'"
+""")
+
+
+def test_a_box_with_nothing_but_a_shell(run_playbook: RunPlaybook, tmp_path: Path, box: str) -> None:
+    (tmp_path / "run-1").mkdir()
+    (tmp_path / "run-1" / "script.sh").write_text('#!/bin/sh\nfor word; do echo "[$word]"; done\n', encoding="utf-8")
+    (tmp_path / "run-1").rename(tmp_path / "kept")
+    text = RAW.replace("{{ playbook_dir }}", str(tmp_path / "kept"))
+    hosts = inventory(box, f"a_box ansible_lxd_instance={box}")
+    run = run_playbook(text, inventory=hosts, extra_vars={"rc": 3}).succeeded()
+    for host in (box, "a_box"):
+        asked = run.result("Ask", host)
+        assert asked["rc"] == 3
+        assert asked["stdout"].startswith("out /root 0 /usr/local/sbin:")
+        assert asked["stderr"] == "fatal: UNREACHABLE: Permission denied\n"
+        assert run.result("Speak no UTF-8", host)["stdout"].startswith("ä ")
+        assert run.result("Use another shell", host)["stdout"] == "/bin/ash\n"
+        assert run.result("Copy with a shell alone", host)["stdout_lines"] == ["[one]", "[two words]"]
+
+
+MODULES = play("""
+    - name: Ping
+      ansible.builtin.ping:
+    - name: Copy
+      ansible.builtin.copy:
+        src: "{{ files }}/{{ item }}"
+        dest: "/root/{{ item }}"
+        mode: "0640"
+      loop: "{{ names }}"
+    - name: Fetch
+      ansible.builtin.fetch:
+        src: "/root/{{ item }}"
+        dest: "{{ files }}/back/"
+        flat: true
+      loop: "{{ names }}"
+    - name: Look
+      ansible.builtin.command: stat -c '%a %U %s' "/root/{{ names[0] }}"
+    - name: Wait for a job in the background
+      ansible.builtin.command: sh -c 'sleep 0.5; echo done'
+      async: 20
+      poll: 1
+    - name: Begin afresh
+      ansible.builtin.meta: reset_connection
+    - name: Wait for the connection
+      ansible.builtin.wait_for_connection:
+        timeout: 20
+    - name: Become eve by sudo
+      ansible.builtin.command: id -un
+      become: true
+      become_user: eve
+    - name: Become eve by su
+      ansible.builtin.command: id -un
+      become: true
+      become_method: su
+      become_user: eve
+    - name: Give standard input
+      ansible.builtin.command:
+        cmd: wc -c
+        stdin: "{{ 'x' * 200000 }}"
+        stdin_add_newline: false
+""")
+
+
+@pytest.mark.parametrize("pipelining", [True, False])
+def test_modules_files_and_become(run_playbook: RunPlaybook, tmp_path: Path, debian: str, pipelining: bool) -> None:
+    folder = tmp_path / "files"
+    (folder / "back").mkdir(parents=True)
+    contents = {"a b": os.urandom(SIZE), "ümläut $(id)": bytes(range(256)), "-rf": b"", "quote'": b"\r\n\0"}
+    for name, data in contents.items():
+        (folder / name).write_bytes(data)
+    values = {"files": str(folder), "names": list(contents), "ansible_pipelining": pipelining}
+    run = run_playbook(MODULES, inventory=inventory(debian), extra_vars=values).succeeded()
+    assert run.result("Ping", debian)["ping"] == "pong"
+    assert {name: (folder / "back" / name).read_bytes() for name in contents} == contents
+    assert run.result("Look", debian)["stdout"] == f"640 root {SIZE}"
+    assert run.result("Wait for a job in the background", debian)["stdout"] == "done"
+    assert run.result("Become eve by sudo", debian)["stdout"] == "eve"
+    assert run.result("Become eve by su", debian)["stdout"] == "eve"
+    assert run.result("Give standard input", debian)["stdout"] == "200000"
+    left = server.run("lxc", "exec", debian, "--", "find", "/root", "-name", ".mage-*")
+    assert left == ""
+
+
+USERS = play("""
+    - name: Ask
+      ansible.builtin.command: sh -c 'id -un; pwd; echo $HOME'
+    - name: Become root with a password
+      ansible.builtin.command: id -un
+      become: true
+      when: password is defined
+      vars:
+        ansible_become_password: "{{ password }}"
+    - name: Become root without one
+      ansible.builtin.command: id -un
+      become: true
+      when: password is not defined
+    - name: Copy as the user
+      ansible.builtin.copy:
+        content: mine
+        dest: ~/file
+        mode: "0600"
+    - name: Look
+      ansible.builtin.command: sh -c 'stat -c "%U:%G" ~/file'
+""")
+
+
+def test_another_user_than_root(run_playbook: RunPlaybook, debian: str) -> None:
+    hosts = inventory(f"{debian} ansible_user=bob", f"by_number ansible_lxd_instance={debian} ansible_user=1000")
+    run = run_playbook(USERS, inventory=hosts, extra_vars={"password": "secret"}).succeeded()
+    for host in (debian, "by_number"):
+        assert run.result("Ask", host)["stdout_lines"] == ["bob", "/home/bob", "/home/bob"]
+        assert run.result("Become root with a password", host)["stdout"] == "root"
+        assert run.result("Look", host)["stdout"] == "bob:bob"
+
+
+@pytest.mark.parametrize(
+    ("user", "values", "message"),
+    [
+        ("bob", {"password": "wrong"}, "Incorrect sudo password"),
+        ("bob", {}, "Missing sudo password"),
+        ("nobody-here", {}, "there is no user nobody-here in the instance"),
+    ],
+)
+def test_who_may_not_enter(
+    run_playbook: RunPlaybook, debian: str, user: str, values: dict[str, str], message: str
+) -> None:
+    run = run_playbook(USERS, inventory=inventory(f"{debian} ansible_user={user}"), extra_vars=values)
+    assert message in run.failed()
+
+
+PING = play("    - name: Ask\n      ansible.builtin.raw: 'true'\n")
+
+
+@pytest.fixture(scope="module")
+def unreachable(box: str) -> dict[str, str]:
+    """Hosts that cannot be reached: a line of the inventory, and the whole message."""
+    server.run("lxc", "init", BUSYBOX, f"{box}-off")
+    server.run("lxc", "launch", BUSYBOX, f"{box}-ice")
+    server.run("lxc", "pause", f"{box}-ice")
+    local = "unix:///var/lib/lxd/unix.socket"
+    return {
+        f"{box}-off": f"default/{box}-off: instance is not running",
+        f"{box}-ice": f"default/{box}-ice: instance is frozen",
+        "mt-none": f"default/mt-none: there is no such instance on {local}",
+        f"other ansible_lxd_instance={box} ansible_lxd_project=none": (
+            f"none/{box}: there is no such instance on {local}"
+        ),
+        "mt_none": (
+            f"default/mt_none: there is no such instance on {local} "
+            "(names of instances have no underscores: ansible_lxd_instance says which one is meant)"
+        ),
+        "nowhere ansible_lxd_endpoint=unix:///nope": (
+            "default/nowhere: Cannot reach the server at unix:///nope: "
+            "there is no such socket: LXD or Incus is not installed or was never started"
+        ),
+        "odd ansible_lxd_endpoint=ftp://x": (
+            'default/odd: endpoint: "ftp://x": must be unix:///path or https://host:8443, '
+            "or left out for the local server"
+        ),
+    }
+
+
+def test_what_cannot_be_reached_is_unreachable_with_one_sentence(
+    run_playbook: RunPlaybook, unreachable: dict[str, str]
+) -> None:
+    run = run_playbook(PING, inventory=inventory(*unreachable))
+    assert {task.status for task in run.tasks} == {"unreachable"}
+    said = {task.host: task.result["msg"].removeprefix("Task failed: ") for task in run.tasks}
+    assert said == {line.split()[0]: message for line, message in unreachable.items()}
+
+
+def test_a_command_that_takes_too_long_is_killed_inside(run_playbook: RunPlaybook, box: str) -> None:
+    text = play("    - name: Sleep\n      ansible.builtin.raw: sleep 4714; true\n")
+    run = run_playbook(text, inventory=inventory(box), extra_vars={"ansible_lxd_command_timeout": 1})
+    assert run.tasks[0].status == "failed"
+    assert "not done after 1 s; killed" in run.failed()
+    assert "sleep 4714" not in server.run("lxc", "exec", box, "--", "ps", "-o", "stat,args")

@@ -1,0 +1,345 @@
+# Copyright: the mage.lxd contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What every driver promises, on every way to the server."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import io
+import os
+import socket
+import subprocess
+import sys
+import time
+import typing as t
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.mage.lxd.plugins.module_utils import _errors
+from ansible_collections.mage.lxd.plugins.module_utils._server import connect, files, operations, options, snapshot
+from ansible_collections.mage.lxd.plugins.module_utils._server.core import CoreDriver
+from ansible_collections.mage.lxd.plugins.module_utils._server.driver import api
+from ansible_collections.mage.lxd.tests.integration import server, tls
+
+IMAGE = "mage-test/busybox"
+EVERY_BYTE = bytes(range(256)) * 4096
+DRIVERS: dict[str, t.Callable[[options.ServerOptions], CoreDriver]] = {"core": CoreDriver, "pylxd": connect.connect}
+ODD_NAMES = ["a b", " lead", "-rf", "ümläut", "tab\there", "new\nline", "quote'\"$(id)", "%2F", "q?x=1&y#z", "+plus"]
+
+
+@pytest.fixture(scope="module")
+def box() -> t.Iterator[str]:
+    """A running busybox container."""
+    name = server.own_prefix() + "-box"
+    server.run("lxc", "launch", IMAGE, name)
+    yield name
+    server.delete_instances(name)
+
+
+@pytest.fixture(scope="module")
+def ways(tmp_path_factory: pytest.TempPathFactory) -> t.Iterator[dict[str, options.ServerOptions]]:
+    """The ways to the server: its socket, and TLS with a pinned certificate that is in another name."""
+    local = options.parse({})
+    path = local.socket_path
+    assert path
+    with tls.tls_door(tmp_path_factory.mktemp("tls"), path) as door:
+        remote = options.ServerOptions(
+            door.endpoint, client_cert=door.client_cert, client_key=door.client_key, server_cert=door.server_cert
+        )
+        yield {"socket": local, "https": remote}
+
+
+@pytest.fixture(scope="module", params=[f"{driver}-{way}" for driver in DRIVERS for way in ("socket", "https")])
+def driver(request: pytest.FixtureRequest, ways: dict[str, options.ServerOptions]) -> t.Iterator[CoreDriver]:
+    kind, _dash, way = request.param.partition("-")
+    made = DRIVERS[kind](ways[way])
+    yield made
+    made.close()
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def processes(driver: CoreDriver, box: str) -> str:
+    return driver.execute(box, ["ps", "-o", "stat,args"]).stdout.decode()
+
+
+# Requests
+
+
+def test_a_request_answers_with_status_headers_and_metadata(driver: CoreDriver, box: str) -> None:
+    answer = driver.request("GET", api("instances", box), query={"project": "default"})
+    assert answer.status == 200
+    assert answer.metadata["name"] == box
+    assert answer.headers["etag"]
+
+
+def test_errors_are_told_apart(driver: CoreDriver, box: str) -> None:
+    with pytest.raises(_errors.NotFound, match=r"GET /1\.0/instances/mt-none: Instance not found \(404\)"):
+        driver.request("GET", api("instances", "mt-none"))
+    with pytest.raises(_errors.PreconditionFailed):
+        driver.request("PATCH", api("instances", box), body={"config": {"user.a": "1"}}, headers={"If-Match": "no"})
+    with pytest.raises(_errors.ServerError) as refused:
+        driver.request("PATCH", api("instances", box), body={"config": {"user.a": 1}})
+    assert refused.value.status == 400
+
+
+def test_a_write_with_the_right_etag_is_taken(driver: CoreDriver, box: str) -> None:
+    etag = driver.request("GET", api("instances", box)).headers["etag"]
+    for value in ("ä b", ""):
+        driver.request("PATCH", api("instances", box), body={"config": {"user.a": value}}, headers={"If-Match": etag})
+        etag = driver.request("GET", api("instances", box)).headers["etag"]
+        assert server.lxd_query(f"/1.0/instances/{box}")["config"].get("user.a", "") == value
+
+
+def test_an_operation_is_waited_for(driver: CoreDriver, box: str) -> None:
+    with pytest.raises(_errors.ServerError, match="already running"):
+        operations.run(driver, "PUT", api("instances", box, "state"), body={"action": "start", "timeout": 5})
+
+
+def test_segments_stay_what_they_are(driver: CoreDriver) -> None:
+    for name in ("a/b", "a b", "..%2f..", "ä"):
+        with pytest.raises(_errors.ServerError) as refused:
+            driver.request("GET", api("instances", name))
+        assert refused.value.status in (400, 404)
+
+
+def test_many_threads_share_a_driver(driver: CoreDriver, box: str) -> None:
+    def ask(_number: int) -> str:
+        return str(driver.request("GET", api("instances", box)).metadata["name"])
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(ask, range(80))) == {box}
+
+
+def test_what_pylxd_reads_to_connect_is_not_read_again(ways: dict[str, options.ServerOptions]) -> None:
+    driver = connect.connect(ways["socket"])
+    seen = snapshot.read(driver)
+    driver.close()
+    assert seen.server.flavor == driver.server_info["environment"]["server"]
+    assert driver.requests == [("GET", "/1.0"), ("GET", "/1.0/instances")]
+
+
+# Commands
+
+
+def test_exit_codes_are_true(driver: CoreDriver, box: str) -> None:
+    for rc in (0, 1, 126, 127, 255):
+        assert driver.execute(box, ["sh", "-c", f"exit {rc}"]) == (rc, b"", b"")
+
+
+def test_a_signal_and_a_missing_command_are_exit_codes(driver: CoreDriver, box: str) -> None:
+    assert driver.execute(box, ["sh", "-c", "kill -9 $$"]).rc == 137
+    assert driver.execute(box, ["mt-no-such-command"]).rc == 127
+
+
+def test_streams_are_not_mixed(driver: CoreDriver, box: str) -> None:
+    script = "i=0; while [ $i -lt 200 ]; do echo out $i; echo err $i >&2; i=$((i+1)); done; exit 4"
+    done = driver.execute(box, ["sh", "-c", script])
+    assert done.rc == 4
+    assert done.stdout.decode().splitlines() == [f"out {number}" for number in range(200)]
+    assert done.stderr.decode().splitlines() == [f"err {number}" for number in range(200)]
+
+
+def test_every_byte_goes_through(driver: CoreDriver, box: str) -> None:
+    assert driver.execute(box, ["cat"], stdin=EVERY_BYTE) == (0, EVERY_BYTE, b"")
+    assert driver.execute(box, ["sh", "-c", "cat >&2"], stdin=EVERY_BYTE) == (0, b"", EVERY_BYTE)
+
+
+def test_stdin_ends_where_there_is_none(driver: CoreDriver, box: str) -> None:
+    assert driver.execute(box, ["cat"], timeout=10) == (0, b"", b"")
+
+
+def test_stdin_that_nobody_reads_does_no_harm(driver: CoreDriver, box: str) -> None:
+    assert driver.execute(box, ["true"], stdin=EVERY_BYTE).rc == 0
+    assert driver.execute(box, ["head", "-c", "5"], stdin=EVERY_BYTE).stdout == EVERY_BYTE[:5]
+
+
+def test_arguments_and_environment_arrive_as_given(driver: CoreDriver, box: str) -> None:
+    argv = ["printf", r"%s\n", "a b", "$HOME", "", "*", "ä", "-n"]
+    assert driver.execute(box, argv).stdout.decode().splitlines() == argv[2:]
+    done = driver.execute(box, ["sh", "-c", 'echo "$A"; echo "$HOME"; pwd; id -u'], environment={"A": "x y=ä"})
+    assert done.stdout.decode().splitlines() == ["x y=ä", "/root", "/root", "0"]
+    done = driver.execute(box, ["sh", "-c", "id -u; id -g; pwd"], user=1000, group=1001, cwd="/tmp")
+    assert done.stdout.decode().split() == ["1000", "1001", "/tmp"]
+
+
+def test_a_deadline_ends_the_command_and_what_it_started(driver: CoreDriver, box: str) -> None:
+    start = time.monotonic()
+    with pytest.raises(_errors.DeadlinePassed, match=r"not done after 0\.5 s; killed"):
+        driver.execute(box, ["sh", "-c", "env -i sleep 4711 & sleep 4712; true"], timeout=0.5)
+    assert time.monotonic() - start < 5
+    assert "sleep 471" not in processes(driver, box)
+
+
+def test_a_command_ends_with_the_caller(driver: CoreDriver, box: str) -> None:
+    def stop(stdout: bytes, stderr: bytes) -> tuple[bool, bytes]:
+        if stdout:
+            raise KeyboardInterrupt
+        return False, b""
+
+    command = ["sh", "-c", "echo up; exec sleep 4713"]
+    with pytest.raises(KeyboardInterrupt):
+        driver.execute(box, command, gate=stop)
+    for _try in range(50):
+        if "sleep 4713" not in processes(driver, box):
+            return
+        time.sleep(0.1)
+    pytest.fail("the command goes on")
+
+
+def test_a_gate_answers_before_stdin_flows(driver: CoreDriver, box: str) -> None:
+    asked: list[bytes] = []
+
+    def gate(stdout: bytes, stderr: bytes) -> tuple[bool, bytes]:
+        if b"ready" in stdout:
+            return True, b""
+        if b"who?" in stderr and not asked:
+            asked.append(stderr)
+            return False, b"me\n"
+        return False, b""
+
+    script = "printf who? >&2; read name; echo ready; cat; echo $name"
+    done = driver.execute(box, ["sh", "-c", script], stdin=b"body\n", gate=gate, timeout=20)
+    assert done == (0, b"ready\nbody\nme\n", b"who?")
+
+
+def test_output_is_whole_although_a_command_closes_it_early(driver: CoreDriver, box: str) -> None:
+    assert driver.execute(box, ["sh", "-c", "echo out; exec >&- 2>&-; sleep 0.3; exit 3"]) == (3, b"out\n", b"")
+
+
+def test_what_cannot_run_says_why(driver: CoreDriver, box: str) -> None:
+    with pytest.raises(_errors.NotFound):
+        driver.execute("mt-none", ["true"])
+    stopped = box + "-off"
+    server.run("lxc", "init", IMAGE, stopped)
+    with pytest.raises(_errors.ServerError, match="not running"):
+        driver.execute(stopped, ["true"])
+    server.delete_instances(stopped)
+
+
+def test_commands_side_by_side_are_all_right(driver: CoreDriver, box: str) -> None:
+    def run(number: int) -> bool:
+        data = bytes((number + index) % 256 for index in range(number * 37))
+        done = driver.execute(box, ["sh", "-c", f"cat; echo {number} >&2; exit {number % 256}"], stdin=data, timeout=60)
+        return done == (number % 256, data, f"{number}\n".encode())
+
+    # Each takes six handshakes over TLS.
+    count = 300 if driver.options.socket_path else 60
+    before = descriptors()
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        wrong = [number for number, right in enumerate(pool.map(run, range(count))) if not right]
+    assert wrong == []
+    assert descriptors() - before <= 5
+
+
+# Files
+
+
+def test_files_are_there_whole_under_odd_names(driver: CoreDriver, box: str) -> None:
+    data = os.urandom(70_000)
+    for name in ODD_NAMES:
+        driver.push(box, f"/tmp/{name}", name.encode() + data, mode=0o640, uid=1000, gid=1001)
+    for name in ODD_NAMES:
+        assert driver.pull(box, f"/tmp/{name}") == name.encode() + data
+    driver.push(box, f"/tmp/{ODD_NAMES[0]}", b"", mode=0o600)
+    assert driver.pull(box, f"/tmp/{ODD_NAMES[0]}") == b""
+    found = driver.execute(box, ["sh", "-c", 'cd /tmp; stat -c "%a %u %g %s" -- *; ls -A | wc -l; rm -f -- *'])
+    sizes = {f"640 1000 1001 {70_000 + len(name.encode())}" for name in ODD_NAMES[1:]}
+    lines = found.stdout.decode().splitlines()
+    assert set(lines[:-1]) == {"600 0 0 0", *sizes}
+    assert len(lines[:-1]) == len(ODD_NAMES)
+
+
+def test_50_mib_go_both_ways_in_bounded_memory(driver: CoreDriver, box: str, tmp_path: Path) -> None:
+    size = 50 << 20
+    source, target = tmp_path / "source", tmp_path / "target"
+    with source.open("wb") as file:
+        for _part in range(50):
+            file.write(os.urandom(1 << 20))
+    place = files.Place(box, "/root/large")
+    with source.open("rb") as file:
+        driver.push_stream(place, file, size)
+    with target.open("wb") as file:
+        driver.pull_stream(place, file)
+    driver.execute(box, ["rm", "/root/large"])
+    assert server.run("cmp", str(source), str(target)) == ""
+
+
+def test_files_of_a_stopped_instance(driver: CoreDriver, box: str) -> None:
+    stopped = box + "-off"
+    server.run("lxc", "init", IMAGE, stopped)
+    driver.push(stopped, "/root/file", EVERY_BYTE, mode=0o600)
+    assert driver.pull(stopped, "/root/file") == EVERY_BYTE
+    server.delete_instances(stopped)
+
+
+def test_links_are_followed_inside(driver: CoreDriver, box: str) -> None:
+    driver.execute(box, ["sh", "-c", "ln -sf ../etc/passwd /root/a; ln -sf a /root/b; ln -sf loop /root/loop"])
+    assert driver.pull(box, "/root/b") == driver.pull(box, "/etc/passwd")
+    with pytest.raises(_errors.ServerError, match="too many links"):
+        driver.pull(box, "/root/loop")
+
+
+def test_a_transfer_that_cannot_be_says_why_and_leaves_nothing(driver: CoreDriver, box: str) -> None:
+    with pytest.raises(_errors.NotFound):
+        driver.pull(box, "/root/none")
+    with pytest.raises(_errors.NotFound):
+        driver.push(box, "/none/file", b"data")
+    with pytest.raises(_errors.ServerError, match="it is a directory"):
+        driver.pull(box, "/etc")
+    with pytest.raises(_errors.CommandFailed, match="is a directory"):
+        driver.push(box, "/root", b"data")
+    with pytest.raises(_errors.InvalidInput, match="absolute"):
+        driver.push(box, "etc/file", b"data")
+    with pytest.raises(_errors.InvalidInput, match="shorter"):
+        driver.push_stream(files.Place(box, "/root/short"), io.BytesIO(b"12345"), 10)
+    found = driver.execute(box, ["find", "/", "-xdev", "-name", ".mage-*", "-o", "-xdev", "-name", "short"])
+    assert found.stdout == b""
+
+
+# Servers that are not there
+
+
+def test_no_socket(tmp_path: Path) -> None:
+    for make in DRIVERS.values():
+        with pytest.raises(_errors.ServerUnreachable, match=r"unix:///.*none: there is no such socket"):
+            make(options.ServerOptions(f"unix://{tmp_path}/none")).request("GET", "/1.0")
+
+
+def test_no_daemon(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    socket.socket(socket.AF_UNIX).bind(str(path))
+    for make in DRIVERS.values():
+        with pytest.raises(_errors.ServerUnreachable, match="connection refused: the daemon is not running"):
+            make(options.ServerOptions(f"unix://{path}")).request("GET", "/1.0")
+
+
+def test_no_permission() -> None:
+    """As a user who is nobody: a process of its own, since it cannot come back."""
+    path = options.parse({}).socket_path
+    code = (
+        "import os, sys; from ansible_collections.mage.lxd.plugins.module_utils._server import core, options\n"
+        "from ansible_collections.mage.lxd.plugins.module_utils._errors import ServerUnreachable\n"
+        "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+        f"try: core.CoreDriver(options.ServerOptions('unix://{path}')).request('GET', '/1.0')\n"
+        "except ServerUnreachable as e: print(e)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / ".tree")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert f"unix://{path}: permission denied: run as root" in done.stdout
+
+
+def test_another_certificate_than_the_pinned_one(ways: dict[str, options.ServerOptions], tmp_path: Path) -> None:
+    other, _key = tls.make_certificate(tmp_path, "other")
+    remote = ways["https"]
+    for pin in (other, None):
+        wrong = options.ServerOptions(
+            remote.endpoint, client_cert=remote.client_cert, client_key=remote.client_key, server_cert=pin
+        )
+        for make in DRIVERS.values():
+            with pytest.raises(_errors.ServerUnreachable, match="certificate"):
+                make(wrong).request("GET", "/1.0")

@@ -1,0 +1,319 @@
+# Copyright: the mage.lxd contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The role lxd_host: on this machine, which is a host already, and on a Debian 13 with systemd that has nothing."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import tarfile
+import time
+import typing as t
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.mage.lxd.tests.integration import host_bare, playbook, server
+
+PLAY = """
+- hosts: all
+  gather_facts: false
+  roles:
+    - role: mage.lxd.lxd_host
+  post_tasks:
+    - name: Read what later roles read
+      ansible.builtin.debug:
+        msg: "{{ lxd_host_ready }} {{ lxd_host_endpoint }}"
+"""
+PROVISION = """
+- hosts: outer
+  gather_facts: false
+  roles:
+    - role: mage.lxd.lxd_provisioning
+- hosts: lxd_containers
+  gather_facts: false
+  tasks:
+    - name: Enter it
+      ansible.builtin.raw: "true"
+"""
+FACTS = "Read what later roles read"
+TODO = "Say what would be done, in check mode"
+TRIXIE: dict[str, t.Any] = {
+    "alias": "mage-test/trixie",
+    "build": {"suite": "trixie", "packages": ["ca-certificates", "python3"]},
+}
+
+
+def write_image(path: Path, description: str) -> None:
+    """An image of a few bytes, enough for the server to take it."""
+    metadata = (
+        f"architecture: x86_64\ncreation_date: 1\nproperties:\n  description: {description}\n  mage.definition: t\n"
+    )
+    with tarfile.open(path, "w") as archive:
+        file = tarfile.TarInfo("metadata.yaml")
+        file.size = len(metadata)
+        archive.addfile(file, io.BytesIO(metadata.encode()))
+        folder = tarfile.TarInfo("rootfs")
+        folder.type, folder.mode = tarfile.DIRTYPE, 0o755
+        archive.addfile(folder)
+
+
+def write_busybox(path: Path) -> None:
+    server.run("bash", str(Path(__file__).parent / "busybox-image.sh"), str(path))
+
+
+def snapshot() -> list[t.Any]:
+    """What the role could change on the server. Others work on it: who uses what does not count."""
+    networks = [network for network in server.lxd_query("/1.0/networks?recursion=1") if network["managed"]]
+    pools = server.lxd_query("/1.0/storage-pools?recursion=1")
+    found = [*networks, *pools, server.lxd_query("/1.0/profiles/default")]
+    for item in found:
+        item.pop("used_by", None)
+    return found
+
+
+def aliases() -> dict[str, str]:
+    return {alias["name"]: alias["target"] for alias in server.lxd_query("/1.0/images/aliases?recursion=1") or []}
+
+
+def fingerprints() -> set[str]:
+    return {url.rsplit("/", 1)[1] for url in server.lxd_query("/1.0/images") or []}
+
+
+@pytest.fixture
+def alias() -> t.Iterator[str]:
+    """The name of an image that is gone after the test."""
+    name = f"{server.own_prefix()}/image"
+    yield name
+    target = aliases().get(name)
+    if target:
+        server.run("lxc", "image", "alias", "delete", name)
+    if target and target not in aliases().values():
+        server.run("lxc", "image", "delete", target)
+
+
+def test_a_host_that_is_ready_is_left_alone(run_playbook: t.Any) -> None:
+    before = snapshot()
+    run_playbook(PLAY).succeeded()
+    again = run_playbook(PLAY).succeeded()
+    assert again.changed == 0
+    assert again.result(FACTS)["msg"] == "True unix:///var/lib/lxd/unix.socket"
+    assert snapshot() == before
+
+
+def test_an_image_comes_from_a_file_and_follows_it(run_playbook: t.Any, tmp_path: Path, alias: str) -> None:
+    file = tmp_path / "image.tar"
+    wanted = {"lxd_host_images": [{"alias": alias, "file": str(file)}]}
+    write_image(file, "first")
+    checked = run_playbook(PLAY, extra_vars=wanted, check=True).succeeded()
+    assert checked.changed == 1
+    assert f"file the image {alias}" in checked.result(TODO)["msg"]
+    assert alias not in aliases()
+    assert run_playbook(PLAY, extra_vars=wanted).succeeded().changed == 1
+    first = aliases()[alias]
+    assert run_playbook(PLAY, extra_vars=wanted).succeeded().changed == 0
+
+    write_image(file, "second")
+    assert run_playbook(PLAY, extra_vars=wanted).succeeded().changed == 1
+    assert aliases()[alias] != first
+    assert first not in fingerprints()
+    assert run_playbook(PLAY, extra_vars=wanted).succeeded().changed == 0
+
+
+def test_a_build_is_shared_by_two_aliases(run_playbook: t.Any, alias: str) -> None:
+    """debian/bookworm is there (setup.yml): the same definition under another name is no second build."""
+    images = [{"alias": name, "build": {"suite": "bookworm"}} for name in ("debian/bookworm", alias)]
+    assert run_playbook(PLAY, extra_vars={"lxd_host_images": images}).succeeded().changed == 1
+    assert aliases()[alias] == aliases()["debian/bookworm"]
+
+
+def test_a_failed_build_says_why_and_leaves_nothing(run_playbook: t.Any, alias: str) -> None:
+    build = {"suite": "bookworm", "mirror": "http://127.0.0.1:9/debian"}
+    failed = run_playbook(PLAY, extra_vars={"lxd_host_images": [{"alias": alias, "build": build}]})
+    assert failed.rc != 0
+    assert "mmdebstrap bookworm failed" in failed.output
+    assert alias not in aliases()
+    assert not Path("/var/cache/mage-lxd/build").exists()
+
+
+def test_bad_input_is_refused_at_once(run_playbook: t.Any) -> None:
+    images = [
+        {"alias": "a", "file": "/nowhere", "server": "https://images.example.org"},
+        {"alias": "a", "build": {"suite": "../etc", "packages": ["ok", "-x"]}},
+        {"alias": "b"},
+    ]
+    message = run_playbook(PLAY, extra_vars={"lxd_host_images": images}).failed()
+    assert message.splitlines() == [
+        'lxd_host_images[0]: "a": must have one of server, file and build',
+        'lxd_host_images[0].file: "/nowhere": there is no such file on this host',
+        'lxd_host_images[1].alias: "a": is in the list twice',
+        'lxd_host_images[1].build.suite: "../etc": must be a suite\'s name, such as bookworm',
+        'lxd_host_images[1].build.packages[1]: "-x": must be a package\'s name, such as nginx-light',
+        'lxd_host_images[2]: "b": must have one of server, file and build',
+    ]
+
+
+def test_a_foreign_python_is_left_to_its_owner(run_playbook: t.Any, tmp_path: Path) -> None:
+    server.run(sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv"))
+    python = tmp_path / "venv/bin/python"
+    message = run_playbook(PLAY, inventory=f"localhost ansible_connection=local ansible_python_interpreter={python}\n")
+    assert message.failed() == (
+        f"{python}: cannot import netaddr and pylxd, and the role only cares for the system's Python: "
+        f"{python} -m pip install netaddr pylxd"
+    )
+
+
+# The loop file's name is this test's own: mkfs asks the kernel who has mounted one of that name.
+BARE = {"lxd_host_pool": "bare"}
+
+
+def test_a_machine_without_an_init_system_becomes_a_host(run_playbook: t.Any, tmp_path: Path) -> None:
+    write_busybox(tmp_path / "busybox.tar.gz")
+    wanted = {**BARE, "lxd_host_images": [{"alias": "busybox", "file": str(tmp_path / "busybox.tar.gz")}]}
+    with host_bare.bare_machine() as machine:
+        checked = run_playbook(PLAY, extra_vars=wanted, prefix=machine.prefix, check=True).succeeded()
+        assert checked.changed == 1
+        assert checked.result(FACTS)["msg"] == "False "
+        first = run_playbook(PLAY, extra_vars=wanted, prefix=machine.prefix).succeeded()
+        assert first.result(FACTS)["msg"] == "True unix:///var/lib/lxd/unix.socket"
+        assert run_playbook(PLAY, extra_vars=wanted, prefix=machine.prefix).succeeded().changed == 0
+        assert machine.run("lxc", "storage", "list", "--format", "csv").startswith("bare,btrfs,")
+
+        machine.run("lxc", "launch", "busybox", "inner")
+        machine.wait("sh", "-c", "lxc list --format csv --columns 4 inner | grep -q eth0")
+
+        # The daemon dies, its containers do not: it is started again, and nothing else changes.
+        machine.kill("/run/lxd.pid")
+        assert run_playbook(PLAY, extra_vars=wanted, prefix=machine.prefix).succeeded().changed == 1
+        assert machine.run("lxc", "list", "--format", "csv", "--columns", "ns") == "inner,RUNNING"
+        machine.run("lxc", "delete", "--force", "inner")
+
+
+def test_a_daemon_that_does_not_start_is_quoted(run_playbook: t.Any) -> None:
+    with host_bare.bare_machine() as machine:
+        machine.run("touch", "/var/lib/lxd/database")
+        failed = run_playbook(PLAY, extra_vars={"lxd_host_wait": 3}, prefix=machine.prefix).failed()
+        assert "lxd did not answer within 3 s. Its log ends:" in failed
+        assert "database" in failed
+        machine.run("rm", "/var/lib/lxd/database")
+        run_playbook(PLAY, extra_vars=BARE, prefix=machine.prefix).succeeded()
+
+
+class Machine:
+    """A container that is to become a host itself."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.inventory = f"outer ansible_connection=mage.lxd.lxd ansible_lxd_instance={name}\n"
+
+    def sh(self, script: str, timeout: float = 120) -> str:
+        return server.run("lxc", "exec", self.name, "--", "sh", "-c", script, timeout=timeout).strip()
+
+    def wait(self, script: str, seconds: float = 60) -> None:
+        """Until the script succeeds in there."""
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                self.sh(script)
+                return
+            except RuntimeError:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(0.2)
+
+    def names(self, what: str) -> list[str]:
+        return self.sh(f"lxc {what} list --format csv | grep -v ,NO, | cut -d, -f1").splitlines()
+
+    def read(self, path: str) -> t.Any:
+        """What its own server says, apart from who uses it."""
+        found = json.loads(self.sh(f"lxc query {path}"))
+        found.pop("used_by", None)
+        return found
+
+    def split_cgroups(self) -> None:
+        """Where the outer machine has each of these v1 controllers alone, a link to both at once leads nowhere."""
+        self.sh(
+            "cd /sys/fs/cgroup; [ -L cpu ] || exit 0; mount -o remount,rw .; for c in cpu cpuacct;"
+            " do rm $c; mkdir $c; mount -t cgroup -o $c cgroup $c; done"
+        )
+
+
+@pytest.fixture
+def trixie(run_playbook: t.Any, unique_name: t.Callable[[str], str]) -> Machine:
+    """A Debian 13 with systemd and nothing else."""
+    run_playbook(PLAY, extra_vars={"lxd_host_images": [TRIXIE]}).succeeded()
+    machine = Machine(unique_name("trixie"))
+    server.run("lxc", "launch", TRIXIE["alias"], machine.name, "-c", "security.nesting=true")
+    machine.wait(f"getent hosts {server.mirror_host()}")
+    # It trusts whom this machine trusts: there are networks that sign the package index anew.
+    authorities = Path("/etc/ssl/certs/ca-certificates.crt")
+    server.run("lxc", "file", "push", str(authorities), f"{machine.name}{authorities}")
+    return machine
+
+
+def run_in(run_playbook: t.Any, machine: Machine, **arguments: t.Any) -> playbook.PlaybookRun:
+    run: playbook.PlaybookRun = run_playbook(PLAY, inventory=machine.inventory, **arguments)
+    return run.succeeded()
+
+
+def provision(run_playbook: t.Any, machine: Machine, item: dict[str, t.Any]) -> playbook.PlaybookRun:
+    """Run the list on the machine, and a task in what it declares."""
+    variables = {"lxd_provisioning_inventory": [item], "lxd_provisioning_python": False}
+    run: playbook.PlaybookRun = run_playbook(PROVISION, inventory=machine.inventory, extra_vars=variables)
+    return run
+
+
+@pytest.mark.slow
+def test_debian_13_with_systemd_becomes_a_host_from_nothing(
+    run_playbook: t.Any, trixie: Machine, tmp_path: Path
+) -> None:
+    trixie.sh("touch /marker")
+    checked = run_in(run_playbook, trixie, check=True)
+    assert "start lxd" in checked.result(TODO, "outer")["msg"]
+    assert checked.result(FACTS, "outer")["msg"] == "False "
+    assert trixie.sh("find /etc /usr /var/lib/dpkg /var/lib/apt -newer /marker -type f") == ""
+
+    assert run_in(run_playbook, trixie).result(FACTS, "outer")["msg"] == "True unix:///var/lib/lxd/unix.socket"
+    assert run_in(run_playbook, trixie).changed == 0
+    assert trixie.sh("systemctl is-active lxd") == "active"
+    assert trixie.names("network") == ["lxdbr0"]
+    assert trixie.names("storage") == ["default"]
+    trixie.sh("/usr/bin/python3 -c 'import netaddr, pylxd'")
+    assert trixie.sh("dpkg --verify python3-minimal python3-requests 2>&1 || true").count("/usr/lib/python3") == 0
+
+    # A container of its own, provisioned and published from here as on any host; entering it is one clear error.
+    trixie.split_cgroups()
+    busybox = tmp_path / "busybox.tar.gz"
+    write_busybox(busybox)
+    server.run("lxc", "file", "push", str(busybox), f"{trixie.name}/root/busybox.tar.gz")
+    trixie.sh("lxc image import /root/busybox.tar.gz --alias busybox")
+    inner = {
+        "name": "inner",
+        "image": "busybox",
+        "nat": [{"extport": 8080, "intport": 80}],
+        "hostnames": ["in.example.org"],
+    }
+    first = provision(run_playbook, trixie, inner)
+    assert first.stats["outer"]["failures"] == 0, first.output
+    assert first.stats["inner"]["unreachable"] == 1, first.output
+    assert "the server is on outer, and its socket cannot be opened from here" in first.output
+    address = trixie.sh("ip -4 -o address show eth0").split()[3].split("/")[0]
+    assert server.run("curl", "-sS", "--noproxy", "*", "--max-time", "10", f"http://{address}:8080/").strip() == "inner"
+    assert "inner in.example.org" in trixie.sh("cat /etc/hosts")
+    assert trixie.sh("systemctl is-enabled mage-lxd-nat-lxd.service") == "enabled"
+    assert provision(run_playbook, trixie, inner).stats["outer"]["changed"] == 0
+    gone = provision(run_playbook, trixie, {"name": "inner", "state": "absent"})
+    assert gone.stats["outer"]["changed"] > 0
+    assert "MAGE" not in trixie.sh("iptables-save")
+    assert "example.org" not in trixie.sh("cat /etc/hosts")
+
+    # What is missing comes back; what somebody else made is used, and left as it is.
+    trixie.sh("lxc profile device remove default eth0; lxc network delete lxdbr0")
+    trixie.sh("lxc network create other0 ipv4.address=10.65.0.1/24")
+    before = trixie.read("/1.0/networks/other0"), trixie.read("/1.0/storage-pools/default")
+    assert run_in(run_playbook, trixie).changed == 1
+    assert trixie.names("network") == ["other0"]
+    assert trixie.read("/1.0/profiles/default")["devices"]["eth0"]["network"] == "other0"
+    assert (trixie.read("/1.0/networks/other0"), trixie.read("/1.0/storage-pools/default")) == before

@@ -1,0 +1,132 @@
+# Copyright: the mage.lxd contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The texts that users read: complete, true to the code, and with the licence on top."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import typing as t
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+MODULES = sorted((ROOT / "plugins" / "modules").glob("*.py"))
+PLUGINS = [
+    *MODULES,
+    *sorted((ROOT / "plugins").glob("inventory/*.py")),
+    *sorted((ROOT / "plugins").glob("connection/*.py")),
+]
+HEADER = [
+    "# Copyright: the mage.lxd contributors",
+    "# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)",
+    "# SPDX-License-Identifier: GPL-3.0-or-later",
+]
+NOTICE = "# This code is private to mage.lxd: it may change without notice."
+
+
+def ids(path: Path) -> str:
+    return str(path.relative_to(ROOT / "plugins" if ROOT / "plugins" in path.parents else ROOT))
+
+
+def python_files() -> list[Path]:
+    """Those of the repository, new ones too."""
+    argv = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard", "*.py"]
+    listed = subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+    return sorted(path for path in (ROOT / name for name in listed.split("\0") if name) if path.is_file())
+
+
+def texts(path: Path) -> dict[str, t.Any]:
+    """DOCUMENTATION, EXAMPLES and RETURN of a plugin, parsed."""
+    found = {}
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if (
+            isinstance(node, ast.Assign)
+            and isinstance(node.targets[0], ast.Name)
+            and isinstance(node.value, ast.Constant)
+        ):
+            found[node.targets[0].id] = yaml.safe_load(str(node.value.value))
+    return found
+
+
+def test_every_module_is_in_the_action_group() -> None:
+    runtime = yaml.safe_load((ROOT / "meta" / "runtime.yml").read_text(encoding="utf-8"))
+    assert runtime["action_groups"]["lxd"] == [path.stem for path in MODULES]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=ids)
+def test_a_module_says_all_that_it_does(path: Path) -> None:
+    found = texts(path)
+    documentation = found["DOCUMENTATION"]
+    assert documentation["module"] == path.stem
+    assert set(documentation.get("attributes", {})) | _attributes_of_fragments(documentation) >= {
+        "check_mode",
+        "diff_mode",
+        "idempotent",
+    }
+    assert found["EXAMPLES"]
+    assert found["RETURN"]
+    always = {name: value for name, value in found["RETURN"].items() if not value["returned"].startswith("when ")}
+    assert [
+        name for name, value in always.items() if value["type"] != "bool" and not {"sample", "contains"} & set(value)
+    ] == []
+
+
+def _attributes_of_fragments(documentation: dict[str, t.Any]) -> set[str]:
+    names: set[str] = set()
+    for fragment in documentation.get("extends_documentation_fragment", []):
+        file = ROOT / "plugins" / "doc_fragments" / f"{fragment.split('.')[2]}.py"
+        for match in re.finditer(r'r?"""(.*?)"""', file.read_text(encoding="utf-8"), re.DOTALL):
+            parsed = yaml.safe_load(match[1]) if "attributes:" in match[1] else None
+            names |= set((parsed or {}).get("attributes", {}))
+    return names
+
+
+@pytest.mark.parametrize("path", PLUGINS, ids=ids)
+def test_examples_name_this_collection_in_full(path: Path) -> None:
+    assert "mage.lxd." in path.read_text(encoding="utf-8").split("EXAMPLES = ")[1].split("RETURN = ")[0]
+
+
+@pytest.mark.parametrize("path", python_files(), ids=ids)
+def test_a_python_file_starts_with_its_licence(path: Path) -> None:
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line]
+    if not lines:
+        return
+    lines = lines[1:] if lines[0] == "#!/usr/bin/python" else lines
+    assert lines[:3] == HEADER
+    assert "from __future__ import annotations" in lines
+    if "module_utils" in path.parts or "plugin_utils" in path.parts:
+        assert NOTICE in lines[:6]
+
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "roles").glob("*/README.md"))]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=ids)
+def test_a_page_links_to_what_is_there(path: Path) -> None:
+    targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8"))
+    assert [target for target in targets if not (path.parent / target).exists()] == []
+
+
+@pytest.mark.parametrize("path", PAGES, ids=ids)
+def test_a_page_names_variables_that_the_roles_have(path: Path) -> None:
+    roles = "|".join(role.name for role in (ROOT / "roles").iterdir())
+    named = set(re.findall(rf"\b(?:{roles})_[a-z0-9_]+", path.read_text(encoding="utf-8")))
+    known: set[str] = set()
+    for role in (ROOT / "roles").iterdir():
+        known |= set(yaml.safe_load((role / "defaults" / "main.yml").read_text(encoding="utf-8")))
+        # What a role tells the roles that follow.
+        for tasks in (role / "tasks").glob("*.yml"):
+            known |= set(re.findall(r"^ +(\w+): ", tasks.read_text(encoding="utf-8"), re.MULTILINE))
+    assert sorted(named - known) == []
+
+
+def test_no_check_is_switched_off() -> None:
+    assert list((ROOT / "tests" / "sanity").glob("ignore-*.txt")) == []
+    lint = yaml.safe_load((ROOT / ".ansible-lint").read_text(encoding="utf-8"))
+    assert not {"skip_list", "warn_list"} & set(lint)
+    assert not (ROOT / ".ansible-lint-ignore").exists()

@@ -1,0 +1,100 @@
+# Copyright: the mage.lxd contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A role's input stands in its defaults and its argument specification, and the two say the same."""
+
+from __future__ import annotations
+
+import typing as t
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROLES = Path(__file__).resolve().parents[2] / "roles"
+NAMES = sorted(path.parents[1].name for path in ROLES.glob("*/tasks/main.yml"))
+# What a table of contents may hold: its chapters, and what is said before and after them.
+INCLUDES = {
+    f"ansible.builtin.{action}"
+    for action in (
+        "assert",
+        "debug",
+        "import_role",
+        "import_tasks",
+        "include_role",
+        "include_tasks",
+        "meta",
+        "set_fact",
+    )
+}
+
+
+def read(role: str, path: str) -> t.Any:
+    file = ROLES / role / path
+    return yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else None
+
+
+def entry(role: str) -> dict[str, t.Any]:
+    options: dict[str, t.Any] = read(role, "meta/argument_specs.yml")["argument_specs"]["main"]["options"]
+    return options
+
+
+def tasks(role: str) -> t.Iterator[tuple[str, dict[str, t.Any]]]:
+    """Every task of a role, those in blocks too, with the name of its file."""
+    for path in sorted([*(ROLES / role).glob("tasks/**/*.yml"), *(ROLES / role).glob("handlers/*.yml")]):
+        queue = list(yaml.safe_load(path.read_text(encoding="utf-8")) or [])
+        while queue:
+            task = queue.pop(0)
+            yield f"{role}/{path.relative_to(ROLES / role)}", task
+            for part in ("block", "rescue", "always"):
+                queue += task.get(part) or []
+
+
+def test_all_three_roles_are_there() -> None:
+    assert NAMES == ["lxd_host", "lxd_provisioning", "mageproxy"]
+
+
+@pytest.mark.parametrize("role", NAMES)
+def test_defaults_are_the_argument_specification(role: str) -> None:
+    defaults = read(role, "defaults/main.yml") or {}
+    specified = {name: option["default"] for name, option in entry(role).items() if "default" in option}
+    assert defaults == specified
+    assert [name for name, value in defaults.items() if type(value) is not type(specified[name])] == []
+
+
+@pytest.mark.parametrize("role", NAMES)
+def test_an_option_without_a_default_is_required_or_says_so(role: str) -> None:
+    open_ends = [name for name, option in entry(role).items() if "default" not in option]
+    assert [name for name in open_ends if not entry(role)[name].get("required")] == []
+
+
+@pytest.mark.parametrize("role", NAMES)
+def test_every_option_is_described_and_carries_the_name_of_the_role(role: str) -> None:
+    for name, option in entry(role).items():
+        assert name.startswith(f"{role}_"), name
+        assert option.get("description"), name
+        assert option.get("type"), name
+
+
+@pytest.mark.parametrize("role", NAMES)
+def test_what_is_internal_says_so(role: str) -> None:
+    internal = read(role, "vars/main.yml") or {}
+    assert [name for name in internal if not name.startswith("__")] == []
+    for file, task in tasks(role):
+        facts = set(task.get("ansible.builtin.set_fact") or {}) - {"cacheable"}
+        # A fact for the roles that follow carries the name of the role that says it.
+        assert [name for name in facts if not name.startswith(("__", f"{role}_"))] == [], file
+        assert task.get("register", "__").startswith("__"), file
+
+
+@pytest.mark.parametrize("role", NAMES)
+def test_the_tasks_are_a_table_of_contents(role: str) -> None:
+    for file, task in tasks(role):
+        if file == f"{role}/tasks/main.yml" and "block" not in task:
+            assert len(set(task) & INCLUDES) == 1, task["name"]
+
+
+@pytest.mark.parametrize("role", NAMES)
+def test_every_task_has_a_name(role: str) -> None:
+    for file, task in tasks(role):
+        assert len(task.get("name", "").split()) >= 2, f"{file}: {task}"
