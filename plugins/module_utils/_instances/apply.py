@@ -37,6 +37,7 @@ RACED = (
     "A matching non-reusable operation has now succeeded",
 )
 ATTEMPTS = 5
+ENDS_IN = {"start": "Running", "unfreeze": "Running", "stop": "Stopped"}
 _POLL = (0.05, 0.1, 0.2, 0.3, 0.5)
 
 
@@ -237,7 +238,12 @@ class _Worker:
         self._run("PUT", self.path, body, headers)
 
     def _state(self, action: str, **options: t.Any) -> None:
-        self._run("PUT", self.path + "/state", {"action": action, "timeout": self.timeout, **options})
+        try:
+            self._run("PUT", self.path + "/state", {"action": action, "timeout": self.timeout, **options})
+        except ServerError:
+            # Somebody else may have been faster.
+            if self._get()[0].status != ENDS_IN[action]:
+                raise
 
     def _start(self) -> None:
         existing, _response = self._get()
@@ -257,8 +263,6 @@ class _Worker:
         try:
             self._state("stop", timeout=STOP_TIMEOUT, force=False)
         except ServerError as error:
-            if self._get()[0].status == "Stopped":
-                return
             self.warnings.append(f"{self.spec.label}: did not shut down in {STOP_TIMEOUT} s ({error.message}): forced")
             self._state("stop", force=True)
 
