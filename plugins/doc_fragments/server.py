@@ -14,31 +14,73 @@ class ModuleDocFragment:
 options:
   endpoint:
     description:
-      - Where the server is, V(unix:///path/of/unix.socket) or V(https://host:8443). A bare path is a socket.
+      - "Where the server is: V(unix:///path/of/unix.socket) (a bare path is a socket), V(https://host:8443),
+        V(ssh://user@host:port) (the socket of that host, by OpenSSH; a path after it names another socket than the
+        usual ones), or V(lxc:REMOTE) and V(incus:REMOTE), a remote of the client program's configuration."
       - "Without it: the first of these that is set, where the module runs: C(LXD_SOCKET), C(INCUS_SOCKET), C(LXD_DIR)
         and C(INCUS_DIR) (folders that hold C(unix.socket))."
       - Without those, the socket of the local LXD or Incus, of the distribution's package or of the snap. Where both
         servers are on one machine, O(endpoint) must say which one.
       - The local socket gives whoever may use it all rights on the machine.
     type: str
+  driver:
+    description:
+      - V(rest) speaks with the server by pylxd, V(cli) by the client program C(lxc) or C(incus). V(auto) takes V(rest)
+        where pylxd is installed, else V(cli).
+    type: str
+    choices: [auto, rest, cli]
+    default: auto
   project:
     description:
       - The project of the server.
     type: str
     default: default
+  via:
+    description:
+      - Names of instances that lead to a nested server, from the outside in. The server inside the last one is meant.
+    type: list
+    elements: str
+    default: []
   client_cert:
     description:
-      - File with the client's certificate, in PEM format. Needed for a server at C(https://).
+      - File with the client's certificate, in PEM format. Without it, a server at C(https://) sees the client
+        program's own.
     type: path
   client_key:
     description:
-      - File with the key of O(client_cert), in PEM format. Needed for a server at C(https://).
+      - File with the key of O(client_cert), in PEM format.
     type: path
   server_cert:
     description:
       - File with the certificate of the server at C(https://), in PEM format. The server must present this one.
-      - Without it, a certificate authority that the machine trusts must have signed the server's certificate.
+      - Without it and without O(server_fingerprint), a certificate authority that the machine trusts must have signed
+        the server's certificate.
     type: path
+  server_fingerprint:
+    description:
+      - SHA-256 of the server's certificate, as C(lxc info) and C(incus info) show it. The server must present this one.
+    type: str
+  trust_token:
+    description:
+      - A token of C(lxc config trust add) or C(incus config trust add). It is used once, where the server does not
+        trust the client's certificate yet.
+    type: str
+  insecure_skip_verify:
+    description:
+      - Speak with a server at C(https://) whose certificate nobody has checked. Anybody on the way can read and change
+        what is sent.
+    type: bool
+    default: false
+  ssh_args:
+    description:
+      - Further arguments for C(ssh), such as C(-i /path/of/key), where O(endpoint) is C(ssh://).
+    type: str
+  timeout:
+    description:
+      - Seconds that one thing may take on the server, such as starting an instance.
+      - A request that starts nothing gets at most 60 s, and connecting 10 s. From 600 on, a tenth and a sixtieth.
+    type: int
+    default: 600
 requirements:
   - python >= 3.9
   - pylxd >= 2.2.10

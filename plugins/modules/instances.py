@@ -55,10 +55,6 @@ options:
     description: How many instances are worked on at once.
     type: int
     default: 4
-  timeout:
-    description: Seconds that one step of one instance may take.
-    type: int
-    default: 600
   owner:
     description:
       - Which declaration the instances belong to, such as the name of a role. It is written onto them.

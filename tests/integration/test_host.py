@@ -38,6 +38,12 @@ PROVISION = """
     - name: Enter it
       ansible.builtin.raw: "true"
 """
+PUBLISH = """
+- hosts: localhost
+  gather_facts: false
+  roles:
+    - role: mage.lxd.lxd_provisioning
+"""
 FACTS = "Read what later roles read"
 TODO = "Say what would be done, in check mode"
 TRIXIE: dict[str, t.Any] = {
@@ -189,6 +195,52 @@ def test_a_machine_without_an_init_system_becomes_a_host(run_playbook: t.Any, tm
         assert run_playbook(PLAY, extra_vars=wanted, prefix=machine.prefix).succeeded().changed == 1
         assert machine.run("lxc", "list", "--format", "csv", "--columns", "ns") == "inner,RUNNING"
         machine.run("lxc", "delete", "--force", "inner")
+
+
+# Rules go, rules and jumps go, and everything goes: what is left is not ours any more.
+FLUSHES = (
+    "iptables -t nat -F MAGE-LXD-PRE",
+    "iptables -t nat -F PREROUTING; iptables -t nat -F OUTPUT; iptables -F FORWARD",
+    "for table in nat filter; do iptables -t $table -F; iptables -t $table -X; done",
+)
+
+
+def test_a_play_restores_a_flushed_firewall(run_playbook: t.Any, tmp_path: Path) -> None:
+    """In namespaces of its own: a flush takes the server's own rules, too."""
+    write_busybox(tmp_path / "busybox.tar.gz")
+    host = {**BARE, "lxd_host_images": [{"alias": "busybox", "file": str(tmp_path / "busybox.tar.gz")}]}
+    web = {"name": "web", "image": "busybox", "nat": [{"extport": 39180, "intport": 80}]}
+    hosts_file = tmp_path / "hosts"
+    hosts_file.write_text("127.0.0.1 localhost\n", encoding="utf-8")
+    wanted = {
+        "lxd_provisioning_inventory": [web],
+        "lxd_provisioning_python": False,
+        "lxd_provisioning_hosts_file": str(hosts_file),
+    }
+    with host_bare.bare_machine() as machine:
+
+        def play() -> playbook.PlaybookRun:
+            run: playbook.PlaybookRun = run_playbook(PUBLISH, extra_vars=wanted, prefix=machine.prefix, diff=True)
+            return run.succeeded()
+
+        def ours() -> list[str]:
+            saved = [machine.run("iptables-save", "-t", table) for table in ("nat", "filter")]
+            return [line for line in "\n".join(saved).splitlines() if "MAGE" in line and line.startswith("-A")]
+
+        run_playbook(PLAY, extra_vars=host, prefix=machine.prefix).succeeded()
+        assert play().changed > 0
+        rules = ours()
+        gateway = machine.run("lxc", "network", "get", "lxdbr0", "ipv4.address").partition("/")[0]
+        for flush in FLUSHES:
+            machine.run("sh", "-c", flush)
+            assert ours() != rules
+            restored = play()
+            assert [task.action for task in restored.tasks if task.changed] == ["mage.lxd.nat"], restored.output
+            assert "39180" in restored.output or "jump" in restored.output
+            assert ours() == rules
+            machine.run("curl", "-sS", "--noproxy", "*", "--max-time", "10", f"http://{gateway}:39180/")
+            assert play().changed == 0
+        machine.run("lxc", "delete", "--force", "web")
 
 
 def test_a_daemon_that_does_not_start_is_quoted(run_playbook: t.Any) -> None:

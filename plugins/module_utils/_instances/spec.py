@@ -49,7 +49,6 @@ ARGUMENTS: dict[str, t.Any] = {
     "instances": {"type": "list", "elements": "raw", "required": True, "no_log": True},
     "defaults": {"type": "dict", "default": {}, "no_log": True},
     "concurrency": {"type": "int", "default": 4},
-    "timeout": {"type": "int", "default": 600},
     "owner": {"type": "str", "default": ""},
     "declared": {"type": "list", "elements": "dict", "default": []},
 }

@@ -15,7 +15,7 @@ import typing as t
 from . import exec as execution
 from . import files
 from .driver import Completed, Response, api, checked
-from .options import REQUEST_TIMEOUT, ServerOptions
+from .options import ServerOptions
 from .transport import Transport, lowered
 
 
@@ -29,7 +29,7 @@ class CoreDriver:
     @property
     def endpoint(self) -> str:
         """Where the server is, as a person would write it."""
-        return self.options.endpoint
+        return self.options.shown
 
     @property
     def requests(self) -> list[tuple[str, str]]:
@@ -47,7 +47,8 @@ class CoreDriver:
     ) -> Response:
         """One HTTP request. ``body`` is sent as it is if bytes, else as JSON. Raises ServerError from status 400 on."""
         data, sent = encoded(body, headers)
-        with self.transport.exchange(method, path, query, data, sent, timeout or REQUEST_TIMEOUT) as answer:
+        limit = timeout or self.options.request_timeout
+        with self.transport.exchange(method, path, query, data, sent, limit) as answer:
             response = Response(answer.status, lowered(answer), answer.read())
         return checked(response, f"{method} {path}")
 

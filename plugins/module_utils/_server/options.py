@@ -10,15 +10,21 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import socket
 import stat
 import typing as t
+import urllib.parse
 
 from .._values import Problems
 
+# Seconds: what the server may take for each. A longer timeout lengthens all three in proportion.
 CONNECT_TIMEOUT = 10.0
 REQUEST_TIMEOUT = 60.0
 OPERATION_TIMEOUT = 600.0
+
+DRIVERS = ("auto", "rest", "cli")
+CLIENTS = {"lxc": "lxd", "incus": "incus"}
 
 # The packages' and the snap's sockets, in the order in which they are looked for.
 SOCKETS = (
@@ -30,27 +36,66 @@ SOCKETS = (
 
 ARGUMENTS: dict[str, t.Any] = {
     "endpoint": {"type": "str"},
+    "driver": {"type": "str", "choices": list(DRIVERS), "default": "auto"},
     "project": {"type": "str", "default": "default"},
+    "via": {"type": "list", "elements": "str", "default": []},
     "client_cert": {"type": "path"},
     "client_key": {"type": "path"},
     "server_cert": {"type": "path"},
+    "server_fingerprint": {"type": "str"},
+    "trust_token": {"type": "str", "no_log": True},
+    "insecure_skip_verify": {"type": "bool", "default": False},
+    "ssh_args": {"type": "str"},
+    "timeout": {"type": "int", "default": int(OPERATION_TIMEOUT)},
 }
+# What ServerOptions are made of, in modules and plugins alike.
+NAMES = tuple(ARGUMENTS)
+ENDPOINT_RULE = (
+    "must be unix:///path, https://host:8443, ssh://user@host, lxc:REMOTE or incus:REMOTE, "
+    "or left out for the local server"
+)
+_FINGERPRINT = re.compile(r"[0-9a-f]{64}")
+_INSTANCE = re.compile(r"[A-Za-z]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?", re.ASCII)
 
 
 @dataclasses.dataclass(frozen=True)
 class ServerOptions:
-    """Where a server is and who we are. ``endpoint`` is ``unix:///path`` or ``https://host:port``."""
+    """Where a server is and who we are. ``endpoint`` is ``unix:///path``, ``https://host:port`` or
+    ``ssh://user@host:port/path/of/the/socket``; ``via`` leads from there into nested servers, from the outside in.
+    """
 
     endpoint: str
     project: str = "default"
     client_cert: t.Optional[str] = None
     client_key: t.Optional[str] = None
     server_cert: t.Optional[str] = None
+    driver: str = "auto"
+    via: tuple[str, ...] = ()
+    server_fingerprint: t.Optional[str] = None
+    trust_token: t.Optional[str] = dataclasses.field(default=None, repr=False)
+    insecure_skip_verify: bool = False
+    ssh_args: str = ""
+    timeout: float = OPERATION_TIMEOUT
 
     @property
     def socket_path(self) -> t.Optional[str]:
-        """The path of the local socket, or None for a remote server."""
-        return self.endpoint[len("unix://") :] if self.endpoint.startswith("unix://") else None
+        """The path of the local socket, or None for a remote or nested server."""
+        return self.endpoint[len("unix://") :] if self.endpoint.startswith("unix://") and not self.via else None
+
+    @property
+    def shown(self) -> str:
+        """Where the server is, as a person would write it."""
+        return " via ".join((self.endpoint, *self.via))
+
+    @property
+    def connect_timeout(self) -> float:
+        """Seconds to connect in."""
+        return max(min(self.timeout, CONNECT_TIMEOUT), self.timeout * CONNECT_TIMEOUT / OPERATION_TIMEOUT)
+
+    @property
+    def request_timeout(self) -> float:
+        """Seconds for a request that starts nothing in the background."""
+        return max(min(self.timeout, REQUEST_TIMEOUT), self.timeout * REQUEST_TIMEOUT / OPERATION_TIMEOUT)
 
 
 def parse(params: t.Mapping[str, t.Any], environment: t.Optional[t.Mapping[str, str]] = None) -> ServerOptions:
@@ -61,20 +106,70 @@ def parse(params: t.Mapping[str, t.Any], environment: t.Optional[t.Mapping[str, 
     )
     if endpoint.startswith("/"):
         endpoint = "unix://" + endpoint
-    if endpoint.startswith("ssh://"):
-        problems.add_text(
-            f"endpoint: the server is on {endpoint[len('ssh://') :]}, and its socket cannot be opened from here: "
-            "run the play there, or let the server listen and say https://host:8443"
-        )
-    elif endpoint and not endpoint.startswith(("unix:///", "https://")):
-        problems.add(
-            "endpoint", endpoint, "must be unix:///path or https://host:8443, or left out for the local server"
-        )
+    if endpoint and not _is_endpoint(endpoint):
+        problems.add("endpoint", endpoint, ENDPOINT_RULE)
     files = {key: _file(params, key, problems) for key in ("client_cert", "client_key", "server_cert")}
+    if bool(files["client_cert"]) != bool(files["client_key"]):
+        problems.add_text("client_cert, client_key: one is of no use without the other")
     if endpoint.startswith("https://") and not (files["client_cert"] and files["client_key"]):
         problems.add_text("client_cert, client_key: a server at https:// needs both")
+    driver = str(params.get("driver") or "auto")
+    if driver not in DRIVERS:
+        problems.add("driver", driver, "must be one of " + ", ".join(DRIVERS))
+    made = ServerOptions(
+        endpoint=endpoint,
+        project=str(params.get("project") or "default"),
+        driver=driver,
+        via=_via(params.get("via"), problems),
+        server_fingerprint=_fingerprint(params.get("server_fingerprint"), problems),
+        trust_token=str(params.get("trust_token") or "") or None,
+        insecure_skip_verify=bool(params.get("insecure_skip_verify")),
+        ssh_args=str(params.get("ssh_args") or ""),
+        timeout=_timeout(params.get("timeout"), problems),
+        **files,
+    )
     problems.raise_if_any()
-    return ServerOptions(endpoint=endpoint, project=str(params.get("project") or "default"), **files)
+    return made
+
+
+def _is_endpoint(endpoint: str) -> bool:
+    if endpoint.startswith("unix:///"):
+        return True
+    try:
+        url = urllib.parse.urlsplit(endpoint)
+        return url.scheme in ("https", "ssh") and bool(url.hostname) and url.port != 0
+    except ValueError:
+        return False
+
+
+def _via(value: t.Any, problems: Problems) -> tuple[str, ...]:
+    names = [value] if isinstance(value, str) else list(value or ())
+    for index, name in enumerate(names):
+        if not isinstance(name, str) or not _INSTANCE.fullmatch(name):
+            problems.add(f"via[{index}]", name, "must be the name of an instance, such as outer")
+    return tuple(str(name) for name in names)
+
+
+def _fingerprint(value: t.Any, problems: Problems) -> t.Optional[str]:
+    """SHA-256 of the server's certificate, with or without colons."""
+    if not value:
+        return None
+    found = str(value).replace(":", "").lower()
+    if not _FINGERPRINT.fullmatch(found):
+        problems.add("server_fingerprint", value, "must be the certificate's SHA-256, 64 hexadecimal digits")
+    return found
+
+
+def _timeout(value: t.Any, problems: Problems) -> float:
+    if value is None:
+        return OPERATION_TIMEOUT
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        seconds = 0.0
+    if not 1 <= seconds <= 86400:
+        problems.add("timeout", value, "must be 1 to 86400 seconds")
+    return seconds
 
 
 def _file(params: t.Mapping[str, t.Any], key: str, problems: Problems) -> t.Optional[str]:

@@ -18,7 +18,8 @@ from .._errors import DeadlinePassed, MissingLibrary, ServerUnreachable
 from . import sockets
 from .core import CoreDriver, encoded
 from .driver import Response, checked
-from .options import CONNECT_TIMEOUT, REQUEST_TIMEOUT, ServerOptions
+from .options import ServerOptions
+from .relay import Relay
 
 
 class RestDriver(CoreDriver):
@@ -29,13 +30,22 @@ class RestDriver(CoreDriver):
 
     def __init__(self, options: ServerOptions) -> None:
         super().__init__(options)
-        client = _client(options)
+        self._session: t.Any = None
+        self._relay = None if options.socket_path is not None else Relay(options)
+        self._base = "http+unix://" + urllib.parse.quote(options.socket_path or self._relay_path(), safe="")
+        try:
+            client = _client(options, self._base)
+        except BaseException:
+            self.close()
+            raise
         self.server_info: dict[str, t.Any] = dict(client.host_info)
         self.requests.append(("GET", "/1.0"))
         self._session = client.api.session
         # Else requests takes proxies, passwords and CAs (REQUESTS_CA_BUNDLE) from the environment.
         self._session.trust_env = False
-        self._base = _url(options)
+
+    def _relay_path(self) -> str:
+        return self._relay.path if self._relay else ""
 
     def request(
         self,
@@ -49,7 +59,7 @@ class RestDriver(CoreDriver):
         """One HTTP request. ``body`` is sent as it is if bytes, else as JSON. Raises ServerError from status 400 on."""
         self.requests.append((method, path))
         data, sent = encoded(body, headers)
-        limit = timeout or REQUEST_TIMEOUT
+        limit = timeout or self.options.request_timeout
         with _translated(self.options, f"{method} {path}", limit):
             answer = self._session.request(
                 method,
@@ -57,18 +67,21 @@ class RestDriver(CoreDriver):
                 params=dict(query or {}),
                 data=data,
                 headers=sent,
-                timeout=(CONNECT_TIMEOUT, limit),
+                timeout=(self.options.connect_timeout, limit),
             )
         lowered = {name.lower(): value for name, value in answer.headers.items()}
         return checked(Response(answer.status_code, lowered, answer.content), f"{method} {path}")
 
     def close(self) -> None:
         """Let go of every connection."""
-        self._session.close()
+        if self._session is not None:
+            self._session.close()
+        if self._relay is not None:
+            self._relay.close()
         super().close()
 
 
-def _client(options: ServerOptions) -> t.Any:
+def _client(options: ServerOptions, url: str) -> t.Any:
     """Connect by pylxd, which reads ``/1.0`` once."""
     try:
         pylxd = importlib.import_module("pylxd")
@@ -77,31 +90,11 @@ def _client(options: ServerOptions) -> t.Any:
         raise MissingLibrary("pylxd", sys.executable) from e
     # pylxd does not say why it could not connect.
     sockets.connect(options).close()
-    # Its versions differ in which paths of sockets they take; all take the URL.
-    arguments: dict[str, t.Any] = {"endpoint": _url(options)}
-    if options.socket_path is None:
-        arguments["session"] = _tls_session(options, importlib.import_module("pylxd.client"))
-    with _translated(options, "GET /1.0", REQUEST_TIMEOUT):
+    with _translated(options, "GET /1.0", options.request_timeout):
         try:
-            return pylxd.Client(timeout=(CONNECT_TIMEOUT, REQUEST_TIMEOUT), **arguments)
+            return pylxd.Client(endpoint=url, timeout=(options.connect_timeout, options.request_timeout))
         except (exceptions.ClientConnectionFailed, exceptions.LXDAPIException) as e:
-            raise ServerUnreachable(options.endpoint, str(e) or "pylxd could not connect") from e
-
-
-def _tls_session(options: ServerOptions, client: t.Any) -> t.Any:
-    make = getattr(client, "get_session_for_url", None)
-    if make is None:
-        raise ServerUnreachable(options.endpoint, "this version of pylxd cannot pin a certificate: 2.4 can")
-    certificates = (options.client_cert, options.client_key)
-    session = make(options.endpoint, verify=options.server_cert or True, cert=certificates)
-    session.trust_env = False
-    return session
-
-
-def _url(options: ServerOptions) -> str:
-    if options.socket_path is not None:
-        return "http+unix://" + urllib.parse.quote(options.socket_path, safe="")
-    return options.endpoint.rstrip("/")
+            raise ServerUnreachable(options.shown, str(e) or "pylxd could not connect") from e
 
 
 @contextlib.contextmanager
@@ -111,15 +104,15 @@ def _translated(options: ServerOptions, request: str, limit: float) -> t.Iterato
     try:
         yield
     except failures.ConnectTimeout as e:
-        raise ServerUnreachable(options.endpoint, "no answer in time") from e
+        raise ServerUnreachable(options.shown, "no answer in time") from e
     except failures.Timeout as e:
         raise DeadlinePassed(f"{request}: no answer after {limit:g} s") from e
     except failures.SSLError as e:
-        raise ServerUnreachable(options.endpoint, f"its certificate is not trusted: {_root(e)}") from e
+        raise ServerUnreachable(options.shown, f"its certificate is not trusted: {_root(e)}") from e
     except failures.ConnectionError as e:
-        raise ServerUnreachable(options.endpoint, sockets.cause(_root(e), options.socket_path)) from e
+        raise ServerUnreachable(options.shown, sockets.cause(_root(e), options.socket_path)) from e
     except (failures.RequestException, OSError) as e:
-        raise ServerUnreachable(options.endpoint, sockets.cause(e, options.socket_path)) from e
+        raise ServerUnreachable(options.shown, sockets.cause(e, options.socket_path)) from e
 
 
 def _root(error: BaseException) -> Exception:

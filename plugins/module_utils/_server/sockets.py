@@ -18,7 +18,7 @@ import typing as t
 import urllib.parse
 
 from .._errors import DeadlinePassed, ServerUnreachable
-from .options import CONNECT_TIMEOUT, ServerOptions
+from .options import ServerOptions
 
 DEFAULT_PORT = 8443
 
@@ -132,14 +132,18 @@ class _Reader(io.RawIOBase):
             self._timed.reader_closed()
 
 
-def connect(options: ServerOptions, timeout: float = CONNECT_TIMEOUT) -> socket.socket:
+def connect(options: ServerOptions) -> socket.socket:
     """A socket to the server. Raises ServerUnreachable."""
+    if options.via or options.endpoint.startswith("ssh://"):
+        host = options.via[-1] if options.via else options.endpoint[len("ssh://") :]
+        told = f"the server is on {host}, and its socket cannot be opened from here: run the play there"
+        raise ServerUnreachable(options.shown, told)
     try:
         if options.socket_path is not None:
-            return _connect_unix(options.socket_path, timeout)
-        return _connect_tls(options, timeout)
+            return _connect_unix(options.socket_path, options.connect_timeout)
+        return _connect_tls(options, options.connect_timeout)
     except (OSError, ValueError) as e:
-        raise ServerUnreachable(options.endpoint, cause(e, options.socket_path)) from e
+        raise ServerUnreachable(options.shown, cause(e, options.socket_path)) from e
 
 
 def _connect_unix(path: str, timeout: float) -> socket.socket:

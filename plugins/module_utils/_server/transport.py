@@ -21,7 +21,7 @@ import urllib.parse
 from .._errors import ServerUnreachable
 from . import sockets, websocket
 from .driver import Response, checked
-from .options import CONNECT_TIMEOUT, ServerOptions
+from .options import ServerOptions
 
 # What is seen when a kept connection was closed at the other end before this request reached it.
 _STALE = (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError)
@@ -164,9 +164,9 @@ class Transport:
         self.requests.append(("GET", path))
         sock = sockets.connect(self.options)
         try:
-            sock.settimeout(CONNECT_TIMEOUT)
+            sock.settimeout(self.options.connect_timeout)
             with translated(self.options):
-                return websocket.handshake(sock, target(path, query), host_of(self.options), self.options.endpoint)
+                return websocket.handshake(sock, target(path, query), host_of(self.options), self.options.shown)
         except BaseException:
             sock.close()
             raise
@@ -253,8 +253,8 @@ def translated(options: ServerOptions, deadline: t.Optional[sockets.Deadline] = 
     except (TimeoutError, socket.timeout) as e:
         if deadline is not None and deadline.seconds is not None:
             raise deadline.passed() from e
-        raise ServerUnreachable(options.endpoint, "no answer in time") from e
+        raise ServerUnreachable(options.shown, "no answer in time") from e
     except (ConnectionError, http.client.IncompleteRead, ssl.SSLError) as e:
-        raise ServerUnreachable(options.endpoint, "the connection was lost before the whole answer came") from e
+        raise ServerUnreachable(options.shown, "the connection was lost before the whole answer came") from e
     except http.client.HTTPException as e:
-        raise ServerUnreachable(options.endpoint, f"what answers there does not speak HTTP ({type(e).__name__})") from e
+        raise ServerUnreachable(options.shown, f"what answers there does not speak HTTP ({type(e).__name__})") from e
