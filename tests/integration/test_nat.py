@@ -35,7 +35,7 @@ HEAD = "- hosts: localhost\n  gather_facts: false\n  tasks:\n"
 
 def gateway() -> str:
     """The host's address on the bridge."""
-    return server.bridge_subnet().split("/")[0]
+    return server.bridge_subnet().partition("/")[0]
 
 
 def late_address(back: int) -> str:
