@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from ansible_collections.mage.lxd.tests.integration import doors as doors_module
 from ansible_collections.mage.lxd.tests.integration import namespace, playbook, server
 
 NOTHING_MORE = """
@@ -67,3 +68,11 @@ def client_namespace() -> t.Iterator[namespace.Namespace]:
     """A client outside the host: a network namespace joined by a veth pair. See namespace.Namespace."""
     with namespace.client_namespace() as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def doors(tmp_path_factory: pytest.TempPathFactory) -> t.Iterator[doors_module.Doors]:
+    """Every way to a server, opened at its first use. See doors.py."""
+    made = doors_module.Doors(tmp_path_factory.mktemp("doors"))
+    yield made
+    made.close()

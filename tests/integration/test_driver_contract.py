@@ -22,39 +22,44 @@ from ansible_collections.mage.lxd.plugins.module_utils._server import connect, f
 from ansible_collections.mage.lxd.plugins.module_utils._server.core import CoreDriver
 from ansible_collections.mage.lxd.plugins.module_utils._server.driver import api
 from ansible_collections.mage.lxd.tests.integration import server, tls
+from ansible_collections.mage.lxd.tests.integration.doors import DOORS, DRIVERS, Doors, Server
 
-IMAGE = "mage-test/busybox"
 EVERY_BYTE = bytes(range(256)) * 4096
-DRIVERS: dict[str, t.Callable[[options.ServerOptions], CoreDriver]] = {"core": CoreDriver, "pylxd": connect.connect}
 ODD_NAMES = ["a b", " lead", "-rf", "ümläut", "tab\there", "new\nline", "quote'\"$(id)", "%2F", "q?x=1&y#z", "+plus"]
 
 
-@pytest.fixture(scope="module")
-def box() -> t.Iterator[str]:
-    """A running busybox container."""
-    name = server.own_prefix() + "-box"
-    server.run("lxc", "launch", IMAGE, name)
-    yield name
-    server.delete_instances(name)
+@pytest.fixture(scope="module", params=DOORS)
+def door(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def ways(tmp_path_factory: pytest.TempPathFactory) -> t.Iterator[dict[str, options.ServerOptions]]:
-    """The ways to the server: its socket, and TLS with a pinned certificate that is in another name."""
-    local = options.parse({})
-    path = local.socket_path
-    assert path
-    with tls.tls_door(tmp_path_factory.mktemp("tls"), path) as door:
-        remote = options.ServerOptions(
-            door.endpoint, client_cert=door.client_cert, client_key=door.client_key, server_cert=door.server_cert
-        )
-        yield {"socket": local, "https": remote}
+def boxes() -> t.Iterator[dict[Server, str]]:
+    """A running busybox container on each server that was asked for."""
+    made: dict[Server, str] = {}
+    yield made
+    for host, name in made.items():
+        host.delete(name)
 
 
-@pytest.fixture(scope="module", params=[f"{driver}-{way}" for driver in DRIVERS for way in ("socket", "https")])
-def driver(request: pytest.FixtureRequest, ways: dict[str, options.ServerOptions]) -> t.Iterator[CoreDriver]:
-    kind, _dash, way = request.param.partition("-")
-    made = DRIVERS[kind](ways[way])
+@pytest.fixture(scope="module")
+def host(doors: Doors, door: str) -> Server:
+    """The server behind the door."""
+    return doors.way(DOORS[door][1])[0]
+
+
+@pytest.fixture(scope="module")
+def box(host: Server, boxes: dict[Server, str]) -> str:
+    """A running busybox container, shared by the doors of its server."""
+    if host not in boxes:
+        boxes[host] = server.own_prefix() + "-box"
+        host.run("launch", host.image, boxes[host])
+    return boxes[host]
+
+
+@pytest.fixture(scope="module")
+def driver(doors: Doors, door: str) -> t.Iterator[CoreDriver]:
+    made = doors.driver(door)
     yield made
     made.close()
 
@@ -87,12 +92,12 @@ def test_errors_are_told_apart(driver: CoreDriver, box: str) -> None:
     assert refused.value.status == 400
 
 
-def test_a_write_with_the_right_etag_is_taken(driver: CoreDriver, box: str) -> None:
+def test_a_write_with_the_right_etag_is_taken(driver: CoreDriver, host: Server, box: str) -> None:
     etag = driver.request("GET", api("instances", box)).headers["etag"]
     for value in ("ä b", ""):
         driver.request("PATCH", api("instances", box), body={"config": {"user.a": value}}, headers={"If-Match": etag})
         etag = driver.request("GET", api("instances", box)).headers["etag"]
-        assert server.lxd_query(f"/1.0/instances/{box}")["config"].get("user.a", "") == value
+        assert host.query(f"/1.0/instances/{box}")["config"].get("user.a", "") == value
 
 
 def test_an_operation_is_waited_for(driver: CoreDriver, box: str) -> None:
@@ -115,8 +120,8 @@ def test_many_threads_share_a_driver(driver: CoreDriver, box: str) -> None:
         assert set(pool.map(ask, range(80))) == {box}
 
 
-def test_what_pylxd_reads_to_connect_is_not_read_again(ways: dict[str, options.ServerOptions]) -> None:
-    driver = connect.connect(ways["socket"])
+def test_what_pylxd_reads_to_connect_is_not_read_again(doors: Doors) -> None:
+    driver = connect.connect(doors.way("lxd")[1])
     seen = snapshot.read(driver)
     driver.close()
     assert seen.server.flavor == driver.server_info["environment"]["server"]
@@ -211,14 +216,14 @@ def test_output_is_whole_although_a_command_closes_it_early(driver: CoreDriver, 
     assert driver.execute(box, ["sh", "-c", "echo out; exec >&- 2>&-; sleep 0.3; exit 3"]) == (3, b"out\n", b"")
 
 
-def test_what_cannot_run_says_why(driver: CoreDriver, box: str) -> None:
+def test_what_cannot_run_says_why(driver: CoreDriver, host: Server, box: str) -> None:
     with pytest.raises(_errors.NotFound):
         driver.execute("mt-none", ["true"])
     stopped = box + "-off"
-    server.run("lxc", "init", IMAGE, stopped)
+    host.run("init", host.image, stopped)
     with pytest.raises(_errors.ServerError, match="not running"):
         driver.execute(stopped, ["true"])
-    server.delete_instances(stopped)
+    host.run("delete", stopped)
 
 
 def test_commands_side_by_side_are_all_right(driver: CoreDriver, box: str) -> None:
@@ -269,12 +274,12 @@ def test_50_mib_go_both_ways_in_bounded_memory(driver: CoreDriver, box: str, tmp
     assert server.run("cmp", str(source), str(target)) == ""
 
 
-def test_files_of_a_stopped_instance(driver: CoreDriver, box: str) -> None:
+def test_files_of_a_stopped_instance(driver: CoreDriver, host: Server, box: str) -> None:
     stopped = box + "-off"
-    server.run("lxc", "init", IMAGE, stopped)
+    host.run("init", host.image, stopped)
     driver.push(stopped, "/root/file", EVERY_BYTE, mode=0o600)
     assert driver.pull(stopped, "/root/file") == EVERY_BYTE
-    server.delete_instances(stopped)
+    host.run("delete", stopped)
 
 
 def test_links_are_followed_inside(driver: CoreDriver, box: str) -> None:
@@ -333,9 +338,9 @@ def test_no_permission() -> None:
     assert f"unix://{path}: permission denied: run as root" in done.stdout
 
 
-def test_another_certificate_than_the_pinned_one(ways: dict[str, options.ServerOptions], tmp_path: Path) -> None:
+def test_another_certificate_than_the_pinned_one(doors: Doors, tmp_path: Path) -> None:
     other, _key = tls.make_certificate(tmp_path, "other")
-    remote = ways["https"]
+    remote = doors.way("https")[1]
     for pin in (other, None):
         wrong = options.ServerOptions(
             remote.endpoint, client_cert=remote.client_cert, client_key=remote.client_key, server_cert=pin
