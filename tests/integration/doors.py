@@ -1,0 +1,109 @@
+# Copyright: the mage.lxd contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Every door to a server: a driver on a way. Ways are opened when first asked for, and closed with the session."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import typing as t
+from pathlib import Path
+
+from ansible_collections.mage.lxd.plugins.module_utils._server import options
+from ansible_collections.mage.lxd.plugins.module_utils._server.core import CoreDriver
+from ansible_collections.mage.lxd.plugins.module_utils._server.rest import RestDriver
+from ansible_collections.mage.lxd.tests.integration import server, tls
+
+IMAGE = "mage-test/busybox"
+LXD_SOCKET = "/var/lib/lxd/unix.socket"
+
+
+@dataclasses.dataclass(frozen=True)
+class Server:
+    """A server, asked by its own client, so that the tests do not believe the code they test.
+
+    ``client`` is the client's command, with what has to stand before it: ``("lxc", "exec", "outer", "--", "lxc")``.
+    """
+
+    name: str
+    client: tuple[str, ...]
+    image: str = IMAGE
+
+    def run(self, *argv: str, stdin: bytes | None = None) -> str:
+        """Run a command of the client and return what it printed; raises RuntimeError if it fails."""
+        return server.run(*self.client, *argv, stdin=stdin)
+
+    def query(self, path: str) -> t.Any:
+        """One raw read (``/1.0/instances/web-1``), answered with the reply's metadata."""
+        return json.loads(self.run("query", path))
+
+    def delete(self, prefix: str) -> None:
+        """Delete the instances of the default project whose names start with prefix, running or not."""
+        for path in self.query("/1.0/instances"):
+            name = path.rpartition("/")[2].partition("?")[0]
+            if name.startswith(prefix):
+                self.run("delete", "--force", name)
+
+
+Opened = tuple[Server, options.ServerOptions]
+LXD = Server("lxd", ("lxc",))
+
+
+@contextlib.contextmanager
+def _lxd_socket(_folder: Path) -> t.Iterator[Opened]:
+    yield LXD, options.ServerOptions(f"unix://{LXD_SOCKET}")
+
+
+@contextlib.contextmanager
+def _lxd_https(folder: Path) -> t.Iterator[Opened]:
+    """TLS with a pinned certificate that is in another name."""
+    with tls.tls_door(folder, LXD_SOCKET) as door:
+        yield (
+            LXD,
+            options.ServerOptions(
+                door.endpoint, client_cert=door.client_cert, client_key=door.client_key, server_cert=door.server_cert
+            ),
+        )
+
+
+# How each way is opened: given an empty folder of its own, whose server it leads to and with which options.
+WAYS: dict[str, t.Callable[[Path], t.ContextManager[Opened]]] = {
+    "lxd": _lxd_socket,
+    "https": _lxd_https,
+}
+DRIVERS: dict[str, t.Callable[[options.ServerOptions], CoreDriver]] = {"core": CoreDriver, "pylxd": RestDriver}
+# The name of a door: its driver and its way.
+DOORS: dict[str, tuple[str, str]] = {
+    "core-lxd": ("core", "lxd"),
+    "core-https": ("core", "https"),
+    "pylxd-lxd": ("pylxd", "lxd"),
+    "pylxd-https": ("pylxd", "https"),
+}
+
+
+class Doors:
+    """The ways that are open."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._open: dict[str, Opened] = {}
+        self._stack = contextlib.ExitStack()
+
+    def way(self, name: str) -> Opened:
+        """The server and the options of a way (a key of WAYS)."""
+        if name not in self._open:
+            folder = self._folder / name
+            folder.mkdir()
+            self._open[name] = self._stack.enter_context(WAYS[name](folder))
+        return self._open[name]
+
+    def driver(self, door: str) -> CoreDriver:
+        """A new driver of a door (a key of DOORS), to be closed by the caller."""
+        driver, way = DOORS[door]
+        return DRIVERS[driver](self.way(way)[1])
+
+    def close(self) -> None:
+        """Close every way."""
+        self._stack.close()
