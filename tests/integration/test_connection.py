@@ -228,8 +228,8 @@ def unreachable(box: str) -> dict[str, str]:
             "there is no such socket: LXD or Incus is not installed or was never started"
         ),
         "odd ansible_lxd_endpoint=ftp://x": (
-            'default/odd: endpoint: "ftp://x": must be unix:///path or https://host:8443, '
-            "or left out for the local server"
+            'default/odd: endpoint: "ftp://x": must be unix:///path, https://host:8443, ssh://user@host, '
+            "lxc:REMOTE or incus:REMOTE, or left out for the local server"
         ),
     }
 

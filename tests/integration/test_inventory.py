@@ -145,7 +145,7 @@ def test_a_cache_is_used_until_it_is_flushed(prefix: str, tmp_path: Path) -> Non
     ("text", "message"),
     [
         ("endpont: x\n", "endpont: unknown key (did you mean endpoint?)"),
-        ("endpoint: ftp://x\n", 'endpoint: "ftp://x": must be unix:///path or https://host:8443'),
+        ("endpoint: ftp://x\n", 'endpoint: "ftp://x": must be unix:///path, https://host:8443, ssh://user@host'),
         ("endpoint: unix:///nope\n", "Cannot reach the server at unix:///nope: there is no such socket"),
         ("endpoint: https://x\n", "client_cert, client_key: a server at https:// needs both"),
         ("project: nope\n", 'project: "nope": there is none on unix:///var/lib/lxd/unix.socket'),
