@@ -61,6 +61,17 @@ options:
       - Those of the owner V(mageproxy) are left out of the inventory group C(lxd_containers).
     type: str
     default: ""
+  prune:
+    description: Whether to delete the instances that O(owner) declared before and that O(instances) no longer has.
+    type: bool
+    default: false
+  restart:
+    description:
+      - When a running instance is restarted for a change that the server does not apply live.
+      - V(never) only tells of it, V(if_required) does it where it must be, V(always) after every change.
+    type: str
+    choices: [never, if_required, always]
+    default: if_required
   declared:
     description:
       - What an earlier task of this run returned as RV(instances). Their addresses are not given to others, in check

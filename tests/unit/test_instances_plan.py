@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from ansible_collections.mage.lxd.plugins.module_utils import _keys
 from ansible_collections.mage.lxd.plugins.module_utils._errors import InvalidInput
-from ansible_collections.mage.lxd.plugins.module_utils._instances import plan, present, spec, update
+from ansible_collections.mage.lxd.plugins.module_utils._instances import images, plan, present, spec, update
 from ansible_collections.mage.lxd.plugins.module_utils._plan import Plan
 from ansible_collections.mage.lxd.plugins.module_utils._server.snapshot import (
     Instance,
@@ -134,7 +134,7 @@ def test_from_every_state_to_every_state(status: str | None, state: str, expecte
     ],
 )
 def test_an_image_is_found_by_alias_architecture_and_fingerprint(image: str, source: object) -> None:
-    assert plan.image_source(image, IMAGES) == source
+    assert images.source(images.Image(alias=image), IMAGES) == source
 
 
 def test_what_publishes_gets_the_lowest_free_address() -> None:

@@ -58,7 +58,7 @@ def test_an_item_of_every_key() -> None:
 
 def test_defaults_are_for_those_who_do_not_say_otherwise() -> None:
     one, two = parse({"name": "a"}, {"name": "b", "image": "x"}, defaults={"image": "debian/bookworm"}).items
-    assert (one.image, two.image) == ("debian/bookworm", "x")
+    assert (str(one.image), str(two.image)) == ("debian/bookworm", "x")
 
 
 def test_underscores_become_hyphens_and_the_inventory_keeps_the_name() -> None:
@@ -97,7 +97,10 @@ def test_names_that_servers_refuse(name: object) -> None:
         ("web-1", 'instances[0]: "web-1": must be a mapping'),
         ({}, "instances[0].name: missing"),
         ({"name": "a", "imgae": "x"}, "instances[0].imgae: unknown key (did you mean image?)"),
-        ({"name": "a", "state": "up"}, 'instances[0].state: "up": must be one of started, stopped, absent'),
+        (
+            {"name": "a", "state": "up"},
+            'instances[0].state: "up": must be one of started, stopped, frozen, restarted, absent',
+        ),
         ({"name": "a", "type": "vm"}, 'instances[0].type: "vm": must be one of container, virtual-machine'),
         ({"name": "a", "config": []}, "instances[0].config: []: must be a mapping"),
         ({"name": "a", "config": {"a": {}}}, "instances[0].config.a: {}: must be text"),

@@ -15,11 +15,9 @@ from .._plan import Change, Plan
 from .._server.published import ABSENT
 from .._server.snapshot import Instance, Network, Snapshot
 from .._values import Problems, nearest, show
-from . import addresses, pins, shown
+from . import addresses, images, pins, shown
 from .spec import Desired, InstanceSpec
 from .update import Devices, desired_update, recorded, stale
-
-ARCHITECTURES = ("amd64", "arm64", "armhf", "armel", "i386", "i686", "ppc64el", "riscv64", "s390x", "x86_64", "aarch64")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,26 +110,18 @@ def plan(desired: Desired, observed: Observed, check_mode: bool) -> Plan:
 # --- checks -----------------------------------------------------------------------------------------------------------
 
 
-def image_source(image: str, known: t.Collection[str]) -> t.Optional[dict[str, str]]:
-    """The source of a new instance: an alias, the alias without its architecture, or a fingerprint of 12 and more."""
-    base, slash, last = image.rpartition("/")
-    for alias in (image, base if slash and last in ARCHITECTURES else ""):
-        if alias in known:
-            return {"type": "image", "alias": alias}
-    matches = [one for one in known if len(image) >= 12 and len(one) == 64 and one.startswith(image)]
-    return {"type": "image", "fingerprint": matches[0]} if len(matches) == 1 else None
-
-
 def _check_new(
     item: InstanceSpec, observed: Observed, check_mode: bool, problems: Problems, warnings: list[str]
 ) -> None:
     path = f"{item.path}.image"
     if item.image is None:
         problems.add_text(f"{path}: missing: {item.name} does not exist, and an image is needed to create it")
-    elif image_source(item.image, observed.images) is None:
+    elif images.source(item.image, observed.images) is None:
         aliases = sorted(one for one in observed.images if len(one) != 64)
-        hint = nearest(item.image, aliases) or ("; there are " + ", ".join(aliases) if aliases else "; there are none")
-        told = f"{path}: {show(item.image)}: no image on the server has this alias{hint}"
+        hint = nearest(str(item.image), aliases) or (
+            "; there are " + ", ".join(aliases) if aliases else "; there are none"
+        )
+        told = f"{path}: {show(str(item.image))}: no image on the server has this alias{hint}"
         if check_mode:
             warnings.append(told)
         else:
@@ -175,7 +165,7 @@ def _creation(
     body: dict[str, t.Any] = {
         "name": item.name,
         "type": item.type,
-        "source": image_source(item.image or "", observed.images) or {},
+        "source": (images.source(item.image, observed.images) if item.image else None) or {},
         "config": dict(target.config),
         "devices": {name: dict(options) for name, options in target.devices.items()},
         "description": item.description or "",
@@ -187,7 +177,7 @@ def _creation(
         steps += ["start"] + (["python"] if item.python else [])
     after = {key: value for key, value in body.items() if key not in ("name", "source")}
     config = shown.readable(target.config, item.project, item.name)
-    after.update(image=item.image, state=item.state, config=config)
+    after.update(image=str(item.image), state=item.state, config=config)
     told = ", ".join(steps)
     return InstanceChange(f"instance {item.label}", told, "", shown.as_text(after), item, tuple(steps), pinned, body)
 

@@ -18,6 +18,15 @@ from .plan import InstanceChange, blank
 from .spec import Desired, InstanceSpec
 from .update import Devices, desired_update
 
+# What the server calls each declared state once it is reached.
+STATUS = {
+    "started": "Running",
+    "restarted": "Running",
+    "stopped": "Stopped",
+    "frozen": "Frozen",
+    "absent": ABSENT,
+}
+
 
 def present(
     desired: Desired, snapshot: Snapshot, changes: t.Iterable[Change], carried_out: bool, errors: t.Mapping[str, str]
@@ -56,7 +65,7 @@ def _presented(
     if change and not carried_out:
         target = desired_update(item, existing, change.pins, False)
         keys = {key: text for key, text in {**value["keys"], **target.config}.items() if text and key in _keys.ALL}
-        status = {"started": "Running", "stopped": "Stopped", "absent": ABSENT}[item.state]
+        status = STATUS[item.state]
         value.update(status=status, keys=keys, **_address_values(_planned(snapshot.addresses(existing), change.pins)))
     value.update(
         inventory_name=item.inventory_name,

@@ -26,13 +26,18 @@ from .._values import (
     show,
     text,
 )
+from . import images, waits
 
-STATES = ("started", "stopped", "absent")
+STATES = ("started", "stopped", "frozen", "restarted", "absent")
 TYPES = ("container", "virtual-machine")
+RESTARTS = ("never", "if_required", "always")
 ITEM_KEYS = (
     "config",
+    "copy_of",
+    "depends_on",
     "description",
     "devices",
+    "ephemeral",
     "hostnames",
     "image",
     "mounts",
@@ -41,8 +46,11 @@ ITEM_KEYS = (
     "profiles",
     "proxy",
     "python",
+    "recreate",
     "state",
+    "target",
     "type",
+    "wait_for",
 )
 ARGUMENTS: dict[str, t.Any] = {
     # Not for the host's log: values of config may be secrets.
@@ -50,6 +58,8 @@ ARGUMENTS: dict[str, t.Any] = {
     "defaults": {"type": "dict", "default": {}, "no_log": True},
     "concurrency": {"type": "int", "default": 4},
     "owner": {"type": "str", "default": ""},
+    "prune": {"type": "bool", "default": False},
+    "restart": {"type": "str", "choices": list(RESTARTS), "default": "if_required"},
     "declared": {"type": "list", "elements": "dict", "default": []},
 }
 
@@ -73,7 +83,7 @@ class InstanceSpec:
     inventory_name: str
     state: str
     type: str
-    image: t.Optional[str]
+    image: t.Optional[images.Image]
     description: t.Optional[str]
     profiles: t.Optional[tuple[str, ...]]
     config: t.Mapping[str, str]
@@ -83,6 +93,17 @@ class InstanceSpec:
     hostnames: tuple[str, ...]
     python: bool
     owner: str = ""
+    # None: nothing was said.
+    ephemeral: t.Optional[bool] = None
+    # The cluster member (or @group) that a new instance comes to; empty: the server picks.
+    target: str = ""
+    # Names on the server, as in ``name``: these come first, and go last. They may be outside of this call.
+    depends_on: tuple[str, ...] = ()
+    # None: nothing was said (an address where it has a NIC); empty: nothing is waited for.
+    wait_for: t.Optional[tuple[waits.WaitFor, ...]] = None
+    # Another image, type or source than that of the existing instance: delete it and make it anew.
+    recreate: bool = False
+    copy_of: t.Optional[images.CopyOf] = None
 
     @property
     def label(self) -> str:
@@ -105,6 +126,11 @@ class Desired:
     concurrency: int = 4
     timeout: int = 600
     declared: tuple[t.Mapping[str, t.Any], ...] = ()
+    owner: str = ""
+    # Remove what ``owner`` declared before and no longer does. Only ever with an owner.
+    prune: bool = False
+    # One of RESTARTS.
+    restart: str = "if_required"
 
 
 def parse(params: t.Mapping[str, t.Any], project: str) -> Desired:
@@ -123,9 +149,21 @@ def parse(params: t.Mapping[str, t.Any], project: str) -> Desired:
     for key in ("concurrency", "timeout"):
         if params[key] < 1:
             problems.add(key, params[key], "must be 1 or more")
+    prune = bool(params.get("prune"))
+    if prune and not owner:
+        problems.add_text("prune: needs owner: only what this owner declared before is removed")
     problems.raise_if_any()
-    declared = tuple(params.get("declared") or ())
-    return Desired(project, tuple(items), tuple(warnings), params["concurrency"], params["timeout"], declared)
+    return Desired(
+        project,
+        tuple(items),
+        tuple(warnings),
+        params["concurrency"],
+        params["timeout"],
+        tuple(params.get("declared") or ()),
+        owner,
+        prune,
+        params.get("restart") or "if_required",
+    )
 
 
 def _item(
@@ -158,7 +196,7 @@ def _item(
         inventory_name=inventory_name,
         state=choice(fields.get("state", "started"), f"{path}.state", STATES, problems) or "started",
         type=choice(fields.get("type", "container"), f"{path}.type", TYPES, problems) or "container",
-        image=_optional_text(fields, "image", path, problems),
+        image=images.parse(fields["image"], f"{path}.image", problems) if "image" in fields else None,
         description=_optional_text(fields, "description", path, problems),
         profiles=_profiles(fields, path, problems),
         config=_config(fields.get("config"), f"{path}.config", problems),
@@ -167,6 +205,12 @@ def _item(
         proxy=proxy_spec.parse_indexed(routes, f"{path}.proxy", problems),
         hostnames=_hostnames(fields, path, problems),
         python=bool(boolean(fields.get("python", False), f"{path}.python", problems)),
+        ephemeral=_optional_boolean(fields, "ephemeral", path, problems),
+        target=_optional_text(fields, "target", path, problems) or "",
+        depends_on=_depends_on(fields, path, problems),
+        wait_for=waits.parse(fields.get("wait_for"), f"{path}.wait_for", problems),
+        copy_of=images.parse_copy(fields["copy_of"], f"{path}.copy_of", problems) if "copy_of" in fields else None,
+        recreate=bool(_optional_boolean(fields, "recreate", path, problems)),
     )
     return item if len(problems) == before else None
 
@@ -217,6 +261,21 @@ def _refuse_shared_ports(items: t.Sequence[InstanceSpec], problems: Problems) ->
 
 def _optional_text(fields: t.Mapping[str, t.Any], key: str, path: str, problems: Problems) -> t.Optional[str]:
     return text(fields[key], f"{path}.{key}", problems) if key in fields else None
+
+
+def _optional_boolean(fields: t.Mapping[str, t.Any], key: str, path: str, problems: Problems) -> t.Optional[bool]:
+    return boolean(fields[key], f"{path}.{key}", problems) if key in fields else None
+
+
+def _depends_on(fields: t.Mapping[str, t.Any], path: str, problems: Problems) -> tuple[str, ...]:
+    """Names of instances, with the underscores that an inventory may have as the server's hyphens."""
+    raw = fields.get("depends_on")
+    names = [raw] if isinstance(raw, str) else _list(fields, "depends_on", path, problems)
+    found: dict[t.Optional[str], None] = {}
+    for index, name in enumerate(names):
+        known = name.replace("_", "-") if isinstance(name, str) else name
+        found[instance_name(known, f"{path}.depends_on[{index}]", problems)] = None
+    return tuple(name for name in found if name)
 
 
 def _profiles(fields: t.Mapping[str, t.Any], path: str, problems: Problems) -> t.Optional[tuple[str, ...]]:

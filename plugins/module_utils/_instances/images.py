@@ -1,0 +1,187 @@
+# Copyright: the mage.lxd contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# This code is private to mage.lxd: it may change without notice.
+
+"""What an instance is made from: an image on the server, on another server or in a file, or a copy. Pure."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import typing as t
+
+from .._values import Problems, boolean, choice, instance_name, mapping, text
+
+ARCHITECTURES = ("amd64", "arm64", "armhf", "armel", "i386", "i686", "ppc64el", "riscv64", "s390x", "x86_64", "aarch64")
+PROTOCOLS = ("simplestreams", "lxd", "incus")
+MODES = ("pull", "local")
+# One of them says which image is meant.
+WHICH = ("alias", "fingerprint", "properties", "file")
+KEYS = (*WHICH, "server", "protocol", "mode", "secret", "auto_update", "certificate")
+_FINGERPRINT = re.compile(r"[0-9a-f]{4,64}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Image:
+    """One image: ``alias``, ``fingerprint`` (the beginning of one will do), ``properties`` or ``file`` says which.
+
+    ``alias`` may be a fingerprint, too, where the user gave but text. With a ``server`` the image is fetched from
+    there; else it is on the server that makes the instance. ``auto_update`` is None where nothing was said.
+    """
+
+    alias: str = ""
+    fingerprint: str = ""
+    properties: tuple[tuple[str, str], ...] = ()
+    file: str = ""
+    server: str = ""
+    protocol: str = ""
+    mode: str = "pull"
+    secret: str = dataclasses.field(default="", repr=False)
+    certificate: str = ""
+    auto_update: t.Optional[bool] = None
+
+    def __str__(self) -> str:
+        which = self.alias or self.fingerprint or self.file
+        which = which or ", ".join(f"{key}={value}" for key, value in self.properties)
+        return f"{which} from {self.server}" if self.server else which
+
+
+@dataclasses.dataclass(frozen=True)
+class CopyOf:
+    """Another instance of the same project, or one of its snapshots."""
+
+    name: str
+    snapshot: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name}/{self.snapshot}" if self.snapshot else self.name
+
+
+def parse(raw: object, path: str, problems: Problems) -> t.Optional[Image]:
+    """An image: the text of an alias or fingerprint, or a mapping."""
+    if isinstance(raw, str):
+        alias = text(raw, path, problems)
+        if alias == "":
+            problems.add(path, raw, "must be an alias or a fingerprint, such as debian/bookworm")
+        return Image(alias=alias) if alias else None
+    if not isinstance(raw, dict):
+        problems.add(path, raw, "must be an alias, a fingerprint, or a mapping with " + _or(WHICH))
+        return None
+    before = len(problems)
+    fields = mapping(raw, path, KEYS, problems) or {}
+    image = _of(fields, path, problems)
+    which = [key for key in WHICH if fields.get(key)]
+    if len(which) != 1 and len(problems) == before:
+        told = f"has {' and '.join(which)}: one of them says which image" if which else f"needs {_or(WHICH)}"
+        problems.add_text(f"{path}: {told}")
+    _check_server(image, fields, path, problems)
+    return image if len(problems) == before else None
+
+
+def _of(fields: t.Mapping[str, t.Any], path: str, problems: Problems) -> Image:
+    words = {
+        key: _words(fields[key], f"{path}.{key}", problems)
+        for key in ("alias", "file", "server", "secret", "certificate")
+        if key in fields
+    }
+    return Image(
+        **words,
+        fingerprint=_fingerprint(fields.get("fingerprint"), f"{path}.fingerprint", problems),
+        properties=_properties(fields.get("properties"), f"{path}.properties", problems),
+        protocol=_choice(fields, "protocol", path, PROTOCOLS, problems),
+        mode=_choice(fields, "mode", path, MODES, problems) or "pull",
+        auto_update=boolean(fields["auto_update"], f"{path}.auto_update", problems)
+        if "auto_update" in fields
+        else None,
+    )
+
+
+def _check_server(image: Image, fields: t.Mapping[str, t.Any], path: str, problems: Problems) -> None:
+    if not image.server:
+        for key in ("protocol", "secret", "certificate", "auto_update"):
+            if fields.get(key) is not None:
+                problems.add_text(f"{path}.{key}: is of no use without server, the one to fetch the image from")
+        return
+    if not re.fullmatch(r"https://[^/\s]+(/\S*)?", image.server):
+        problems.add(f"{path}.server", image.server, "must be https://, such as https://images.example.org")
+    if image.file:
+        problems.add_text(f"{path}.file: is imported from the host itself: server is of no use with it")
+    if image.properties:
+        problems.add_text(f"{path}.properties: match images on the server itself only: say alias or fingerprint")
+
+
+def _words(raw: object, path: str, problems: Problems) -> str:
+    """Text; a certificate has many lines. Values are not told: one of them is a secret."""
+    lines = path.endswith(".certificate")
+    if isinstance(raw, str) and raw and len(raw) <= 1 << 16 and (lines or raw.isprintable()):
+        return raw
+    problems.add(path, "(hidden)" if path.endswith(".secret") else raw, "must be text of one line")
+    return ""
+
+
+def _fingerprint(raw: object, path: str, problems: Problems) -> str:
+    # YAML takes a short fingerprint of digits alone for a number.
+    value = str(raw).lower() if isinstance(raw, (str, int)) and not isinstance(raw, bool) else ""
+    if raw is None or _FINGERPRINT.fullmatch(value):
+        return value
+    problems.add(path, raw, "must be the fingerprint of an image, or at least its first 4 hexadecimal digits")
+    return ""
+
+
+def _properties(raw: object, path: str, problems: Problems) -> tuple[tuple[str, str], ...]:
+    if raw is None:
+        return ()
+    plain = isinstance(raw, dict) and all(isinstance(value, (str, int, float)) for value in raw.values())
+    if isinstance(raw, dict) and raw and plain:
+        return tuple(sorted((str(key), str(value)) for key, value in raw.items()))
+    problems.add(path, raw, "must be a mapping of an image's properties, such as {os: Debian, release: bookworm}")
+    return ()
+
+
+def _choice(fields: t.Mapping[str, t.Any], key: str, path: str, known: t.Sequence[str], problems: Problems) -> str:
+    return choice(fields[key], f"{path}.{key}", known, problems) or "" if key in fields else ""
+
+
+def _or(words: t.Sequence[str]) -> str:
+    return ", ".join(words[:-1]) + " or " + words[-1]
+
+
+def parse_copy(raw: object, path: str, problems: Problems) -> t.Optional[CopyOf]:
+    """``other`` or ``other/snapshot``."""
+    name, slash, snapshot = str(raw).partition("/")
+    if not isinstance(raw, str) or (slash and not re.fullmatch(r"[^/\s]+", snapshot)):
+        problems.add(path, raw, "must be an instance or its snapshot, such as web-1 or web-1/before-upgrade")
+        return None
+    known = instance_name(name.replace("_", "-"), path, problems)
+    return CopyOf(known, snapshot) if known else None
+
+
+def source(image: Image, known: t.Collection[str]) -> t.Optional[dict[str, t.Any]]:
+    """The source of a new instance, or None where the server has no such image. ``known`` are the aliases and
+    fingerprints on the server: an alias may be there without its architecture, a fingerprint is as long as it is."""
+    if image.server and image.mode == "pull":
+        return _remote(image)
+    if image.properties:
+        return {"type": "image", "properties": dict(image.properties)}
+    base, slash, last = image.alias.rpartition("/")
+    for alias in (image.alias, base if slash and last in ARCHITECTURES else ""):
+        if alias and alias in known:
+            return {"type": "image", "alias": alias}
+    start = image.fingerprint or (image.alias if len(image.alias) >= 12 else "")
+    matches = [one for one in known if start and len(one) == 64 and one.startswith(start)]
+    return {"type": "image", "fingerprint": matches[0]} if len(matches) == 1 else None
+
+
+def _remote(image: Image) -> dict[str, t.Any]:
+    which = {"alias": image.alias} if image.alias else {"fingerprint": image.fingerprint}
+    optional = {"secret": image.secret, "certificate": image.certificate}
+    return {
+        "type": "image",
+        "mode": "pull",
+        "server": image.server,
+        "protocol": image.protocol or "simplestreams",
+        **which,
+        **{key: value for key, value in optional.items() if value},
+    }
