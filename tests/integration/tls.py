@@ -78,8 +78,19 @@ def _serve(raw: socket.socket, context: ssl.SSLContext, socket_path: str) -> Non
         while True:
             if not outer.pending():
                 select.select([outer, inner], [], [])
-            if not (_move(outer, inner) and _move(inner, outer)):
+            if not _move(outer, inner):
                 return
+            if not _move(inner, outer):
+                _hang_up(outer)
+                return
+
+
+def _hang_up(outer: ssl.SSLSocket) -> None:
+    """What the other end has sent is read first: to close with that unread would take back what it has not read yet."""
+    outer.settimeout(10)
+    outer.shutdown(socket.SHUT_WR)
+    while outer.recv(65536):
+        pass
 
 
 def _move(source: socket.socket, target: socket.socket) -> bool:

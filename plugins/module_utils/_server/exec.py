@@ -94,9 +94,10 @@ def run(transport: Transport, command: Command, start: t.Callable[[dict[str, t.A
     session = _Session(transport.options.endpoint, command, functools.partial(_kill_all, transport, command, start))
     try:
         session.pending = transport.begin("GET", api("operations", identifier, "wait"), {"timeout": "-1"})
-        for name in (CONTROL, STDIN, STDOUT, STDERR):
-            query = {"secret": str(keys.get(name, ""))}
-            session.sockets[name] = transport.upgrade(api("operations", identifier, "websocket"), query)
+        names = (CONTROL, STDIN, STDOUT, STDERR)
+        secrets_of = [{"secret": str(keys.get(name, ""))} for name in names]
+        opened = transport.upgrade(api("operations", identifier, "websocket"), secrets_of)
+        session.sockets = dict(zip(names, opened))
         return session.loop()
     finally:
         session.close()
@@ -132,6 +133,7 @@ class _Session:
         self._stdin: t.Optional[t.BinaryIO] = io.BytesIO(stdin) if isinstance(stdin, (bytes, bytearray)) else stdin
         self._output = {STDOUT: bytearray(), STDERR: bytearray()}
         self._ended = {STDOUT: False, STDERR: False}
+        self._whole: set[str] = set()
         self._operation: t.Optional[dict[str, t.Any]] = None
         self._end: t.Optional[float] = None
         self._killed = False
@@ -205,6 +207,7 @@ class _Session:
             if message.kind == TEXT:
                 # The server's mark for the end of a stream.
                 self._ended[name] = True
+                self._whole.add(name)
             elif not self._ended[name]:
                 self._output[name] += message.data
         self._ended[name] = self._ended[name] or ws.closed
@@ -262,6 +265,8 @@ class _Session:
             raise error_for(
                 code if code >= 400 else 500, str(operation.get("err") or "it ended without an exit code"), request
             )
+        if any(self._ended[name] and name not in self._whole for name in self._output):
+            raise ServerUnreachable(self._endpoint, "the connection was lost before a command's whole output came")
         return Completed(int(rc), bytes(self._output[STDOUT]), bytes(self._output[STDERR]))
 
     def close(self) -> None:

@@ -42,6 +42,12 @@ class Connection(http.client.HTTPConnection):
         self.timed = sockets.TimedSocket(sockets.connect(self.options))
         self.sock = self.timed
 
+    def again(self) -> Connection:
+        """The same socket for another request, after an answer that http.client did not read itself."""
+        fresh = Connection(self.options)
+        fresh.timed = fresh.sock = self.timed
+        return fresh
+
     def is_alive(self) -> bool:
         """Whether the idle connection was neither closed by the server nor spoken on unasked."""
         try:
@@ -53,9 +59,10 @@ class Connection(http.client.HTTPConnection):
 class Pending:
     """A request that was sent, and whose answer may come late."""
 
-    def __init__(self, connection: Connection, request: str) -> None:
+    def __init__(self, connection: Connection, request: str, keep: t.Callable[[Connection], None]) -> None:
         self._connection = connection
         self._request = request
+        self._keep = keep
         self._data = b""
 
     def fileno(self) -> int:
@@ -73,13 +80,16 @@ class Pending:
             if data is None:
                 return None
             self._data += data
-            response = _parsed(self._data)
+            response, reusable = _parsed(self._data)
             if response is None and not data:
                 raise ConnectionResetError
+        if response is not None and reusable and data:
+            self._connection, done = Connection(self._connection.options), self._connection
+            self._keep(done.again())
         return checked(response, self._request) if response else None
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Let go of the connection, unless it has gone back already."""
         self._connection.close()
 
 
@@ -94,16 +104,18 @@ class _Bytes:
         return io.BytesIO(self._data)
 
 
-def _parsed(data: bytes) -> t.Optional[Response]:
-    """The answer in the bytes, or None if it is not whole."""
+def _parsed(data: bytes) -> tuple[t.Optional[Response], bool]:
+    """The answer in the bytes, or None if it is not whole; and whether the connection can serve another request."""
     if b"\r\n\r\n" not in data:
-        return None
+        return None, False
     answer = http.client.HTTPResponse(t.cast(socket.socket, _Bytes(data)))
     answer.begin()
+    # A last line that is still on its way would be taken for the next answer.
+    reusable = not answer.will_close and (not answer.chunked or data.endswith(b"0\r\n\r\n"))
     try:
-        return Response(answer.status, lowered(answer), answer.read())
+        return Response(answer.status, lowered(answer), answer.read()), reusable
     except http.client.IncompleteRead:
-        return None
+        return None, False
 
 
 class Transport:
@@ -157,18 +169,25 @@ class Transport:
         except BaseException:
             connection.close()
             raise
-        return Pending(connection, f"{method} {path}")
+        return Pending(connection, f"{method} {path}", self._keep)
 
-    def upgrade(self, path: str, query: t.Mapping[str, str]) -> websocket.WebSocket:
-        """Open a websocket."""
-        self.requests.append(("GET", path))
-        sock = sockets.connect(self.options)
+    def upgrade(self, path: str, queries: t.Sequence[t.Mapping[str, str]]) -> list[websocket.WebSocket]:
+        """Open a websocket for each query, all at once."""
+        socks: list[socket.socket] = []
         try:
-            sock.settimeout(self.options.connect_timeout)
+            started = []
+            for query in queries:
+                self.requests.append(("GET", path))
+                socks.append(sockets.connect(self.options))
+                socks[-1].settimeout(self.options.connect_timeout)
+                with translated(self.options):
+                    where = target(path, query)
+                    started.append(websocket.Handshake(socks[-1], where, host_of(self.options), self.options.shown))
             with translated(self.options):
-                return websocket.handshake(sock, target(path, query), host_of(self.options), self.options.shown)
+                return [handshake.finish() for handshake in started]
         except BaseException:
-            sock.close()
+            for sock in socks:
+                sock.close()
             raise
 
     def close(self) -> None:

@@ -181,25 +181,36 @@ class WebSocket:
         self.sock.close()
 
 
-def handshake(sock: socket.socket, target: str, host: str, endpoint: str) -> WebSocket:
-    """Turn a connected socket into a websocket, within the socket's timeout. Raises ServerError, ServerUnreachable."""
-    key = base64.b64encode(os.urandom(16))
-    lines = (
-        f"GET {target} HTTP/1.1",
-        f"Host: {host}",
-        "Upgrade: websocket",
-        "Connection: Upgrade",
-        f"Sec-WebSocket-Key: {key.decode()}",
-        "Sec-WebSocket-Version: 13",
-    )
-    sock.sendall("\r\n".join((*lines, "", "")).encode("ascii"))
-    status, headers, rest = _head(sock, endpoint)
-    if status != 101:
-        checked(Response(status if status >= 400 else 502, headers, rest), "GET " + target.partition("?")[0])
-    expected = base64.b64encode(hashlib.sha1(key + _GUID).digest()).decode()
-    if headers.get("sec-websocket-accept") != expected:
-        raise ServerUnreachable(endpoint, "it did not answer the websocket handshake as it must")
-    return WebSocket(sock, rest)
+class Handshake:
+    """A connected socket on its way to be a websocket: asked by ``__init__``, answered to ``finish``.
+
+    So several can be under way at once. Both stay within the socket's timeout.
+    """
+
+    def __init__(self, sock: socket.socket, target: str, host: str, endpoint: str) -> None:
+        self._sock = sock
+        self._path = target.partition("?")[0]
+        self._endpoint = endpoint
+        self._key = base64.b64encode(os.urandom(16))
+        lines = (
+            f"GET {target} HTTP/1.1",
+            f"Host: {host}",
+            "Upgrade: websocket",
+            "Connection: Upgrade",
+            f"Sec-WebSocket-Key: {self._key.decode()}",
+            "Sec-WebSocket-Version: 13",
+        )
+        sock.sendall("\r\n".join((*lines, "", "")).encode("ascii"))
+
+    def finish(self) -> WebSocket:
+        """Read the answer. Raises ServerError, ServerUnreachable."""
+        status, headers, rest = _head(self._sock, self._endpoint)
+        if status != 101:
+            checked(Response(status if status >= 400 else 502, headers, rest), "GET " + self._path)
+        expected = base64.b64encode(hashlib.sha1(self._key + _GUID).digest()).decode()
+        if headers.get("sec-websocket-accept") != expected:
+            raise ServerUnreachable(self._endpoint, "it did not answer the websocket handshake as it must")
+        return WebSocket(self._sock, rest)
 
 
 def _head(sock: socket.socket, endpoint: str) -> tuple[int, dict[str, str], bytes]:
