@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.mage.lxd.tests.integration import doors as doors_module
-from ansible_collections.mage.lxd.tests.integration import namespace, playbook, server
+from ansible_collections.mage.lxd.tests.integration import namespace, nested, playbook, server
 
 NOTHING_MORE = """
 - hosts: localhost
@@ -76,3 +76,10 @@ def doors(tmp_path_factory: pytest.TempPathFactory) -> t.Iterator[doors_module.D
     made = doors_module.Doors(tmp_path_factory.mktemp("doors"))
     yield made
     made.close()
+
+
+@pytest.fixture(scope="session")
+def nested_hosts(tmp_path_factory: pytest.TempPathFactory) -> t.Iterator[nested.Hosts]:
+    """A container that is a host itself, and one inside that one: ``nested_hosts.one``, ``nested_hosts.two``."""
+    with nested.nested_hosts(tmp_path_factory.mktemp("nested")) as made:
+        yield made
