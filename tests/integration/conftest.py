@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 import typing as t
 from pathlib import Path
 
@@ -14,6 +15,9 @@ import pytest
 
 from ansible_collections.mage.lxd.tests.integration import doors as doors_module
 from ansible_collections.mage.lxd.tests.integration import namespace, nested, playbook, server
+
+# This machine has Incus, too. What says nothing else means LXD, in all that the tests start.
+os.environ.setdefault("LXD_SOCKET", doors_module.LXD_SOCKET)
 
 NOTHING_MORE = """
 - hosts: localhost

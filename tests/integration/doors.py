@@ -18,6 +18,7 @@ from ansible_collections.mage.lxd.tests.integration import server, tls
 
 IMAGE = "mage-test/busybox"
 LXD_SOCKET = "/var/lib/lxd/unix.socket"
+INCUS_SOCKET = "/var/lib/incus/unix.socket"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,11 +50,21 @@ class Server:
 
 Opened = tuple[Server, options.ServerOptions]
 LXD = Server("lxd", ("lxc",))
+INCUS = Server("incus", ("incus",))
 
 
 @contextlib.contextmanager
 def _lxd_socket(_folder: Path) -> t.Iterator[Opened]:
     yield LXD, options.ServerOptions(f"unix://{LXD_SOCKET}")
+
+
+@contextlib.contextmanager
+def _incus_socket(_folder: Path) -> t.Iterator[Opened]:
+    for path in INCUS.query("/1.0/instances"):
+        name = path.rpartition("/")[2]
+        if server.is_orphan(name):
+            INCUS.run("delete", "--force", name)
+    yield INCUS, options.ServerOptions(f"unix://{INCUS_SOCKET}")
 
 
 @contextlib.contextmanager
@@ -71,6 +82,7 @@ def _lxd_https(folder: Path) -> t.Iterator[Opened]:
 # How each way is opened: given an empty folder of its own, whose server it leads to and with which options.
 WAYS: dict[str, t.Callable[[Path], t.ContextManager[Opened]]] = {
     "lxd": _lxd_socket,
+    "incus": _incus_socket,
     "https": _lxd_https,
 }
 DRIVERS: dict[str, t.Callable[[options.ServerOptions], CoreDriver]] = {"core": CoreDriver, "pylxd": RestDriver}

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -16,9 +17,12 @@ NAMES = {"demo-web-1", "demo-web-2", "demo-tcp-1", "demo-mageproxy", "mageproxy"
 
 
 def demo(*arguments: str) -> str:
+    # As a user does, who has LXD and Incus, and has not said which one is meant.
+    environment = {key: value for key, value in os.environ.items() if key != "LXD_SOCKET"}
     done = subprocess.run(
         [ROOT / "scripts" / "demo", *arguments],
         cwd=ROOT,
+        env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
