@@ -1,0 +1,261 @@
+# Copyright: the mage.lxd contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A driver whose server is in memory: for speed, and for faults at every call."""
+
+from __future__ import annotations
+
+import copy
+import enum
+import itertools
+import json
+import threading
+import typing as t
+import urllib.parse
+
+from ansible_collections.mage.lxd.plugins.module_utils._errors import NotFound, ServerUnreachable
+from ansible_collections.mage.lxd.plugins.module_utils._server.driver import Completed, Response, checked
+from ansible_collections.mage.lxd.tests.memory.store import BRIDGE, Raw, Refused, Store
+
+EXTENSIONS = ("instances", "etag", "projects", "network_leases", "container_exec_user_group_cwd")
+
+
+class Fault(enum.Enum):
+    """What goes wrong at a call."""
+
+    LOST = "the request never reaches the server"
+    UNANSWERED = "the server does it, and the line drops before the answer"
+    REFUSED = "the server has an error of its own"
+    RESTART = "the server does it, restarts, and has forgotten every operation"
+    UNDONE = "the server takes it, restarts before it is done, and has forgotten every operation"
+    KILLED = "the caller is killed before the call"
+    KILLED_AFTER = "the caller is killed after the call"
+
+
+class Killed(BaseException):
+    """The process that planned is gone: nothing of it runs on."""
+
+
+class MemoryDriver:
+    """See ``driver.Driver``. ``requests`` lists every call: method and path. ``faults`` maps the number of a call to
+    what goes wrong there. ``meanwhile`` is called before each request with its number, as another controller would
+    write between two calls. Drivers with one ``store`` are clients of one server."""
+
+    def __init__(
+        self,
+        store: t.Optional[Store] = None,
+        faults: t.Optional[t.Mapping[int, Fault]] = None,
+        meanwhile: t.Callable[[int], None] = lambda number: None,
+    ) -> None:
+        self.store = store or Store()
+        self.requests: list[tuple[str, str]] = []
+        self.executed: list[tuple[str, tuple[str, ...]]] = []
+        self._faults = dict(faults or {})
+        self._meanwhile = meanwhile
+        self._dead = False
+        self._lock = threading.RLock()
+        self._numbers = itertools.count()
+        self._operations: dict[str, t.Optional[Refused]] = {}
+
+    @property
+    def endpoint(self) -> str:
+        """As a person would write it."""
+        return "memory"
+
+    @property
+    def writes(self) -> list[tuple[str, str]]:
+        """The requests that change something."""
+        return [one for one in self.requests if one[0] != "GET"]
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        query: t.Optional[t.Mapping[str, str]] = None,
+        body: t.Any = None,
+        headers: t.Optional[t.Mapping[str, str]] = None,
+        timeout: t.Optional[float] = None,
+    ) -> Response:
+        """One request, one at a time."""
+        with self._lock:
+            number = next(self._numbers)
+            self._meanwhile(number)
+            fault = self._strike(number)
+            self.requests.append((method, path))
+            if fault is Fault.LOST:
+                raise ServerUnreachable(self.endpoint, "the connection was lost before the whole answer came")
+            if fault is Fault.REFUSED:
+                return checked(_failed(Refused(500, "database is locked")), f"{method} {path}")
+            sent = json.loads(json.dumps(body)) if body is not None else {}
+            before = copy.deepcopy(self.store.__dict__) if fault is Fault.UNDONE else None
+            try:
+                answer = self._answer(method, path, dict(query or {}), sent, dict(headers or {}))
+            except Refused as e:
+                answer = _failed(e)
+            if before is not None and answer.json.get("type") == "async":
+                self.store.__dict__.update(before)
+            if fault in (Fault.RESTART, Fault.UNDONE):
+                self._operations.clear()
+            if fault is Fault.KILLED_AFTER:
+                self._dead = True
+                raise Killed
+            if fault is Fault.UNANSWERED:
+                raise ServerUnreachable(self.endpoint, "the connection was lost before the whole answer came")
+            return checked(answer, f"{method} {path}")
+
+    def _strike(self, number: int) -> t.Optional[Fault]:
+        fault = self._faults.get(number)
+        if fault is Fault.KILLED:
+            self._dead = True
+        if self._dead:
+            raise Killed
+        return fault
+
+    # --- routes -------------------------------------------------------------------------------------------------------
+
+    def _answer(self, method: str, path: str, query: Raw, body: Raw, headers: Raw) -> Response:
+        parts = [urllib.parse.unquote(part) for part in path.strip("/").split("/")][1:]
+        kind, rest = (parts[0] if parts else ""), parts[1:]
+        if kind == "instances":
+            return self._instances(method, rest, query, body, headers)
+        if kind == "operations":
+            return self._operation(rest[0])
+        return _sync(self._read(kind, rest, query))
+
+    def _read(self, kind: str, rest: list[str], query: Raw) -> t.Any:
+        store = self.store
+        if kind == "":
+            environment = {"server": store.flavor, "server_version": "5.0.2", "architectures": ["x86_64"]}
+            return {"environment": environment, "api_extensions": list(EXTENSIONS), "auth": "trusted"}
+        if kind == "profiles":
+            return [{"name": name, "config": {}, "devices": devices} for name, devices in store.profiles.items()]
+        if kind == "images":
+            return [
+                {"fingerprint": fingerprint, "aliases": [{"name": alias}], "properties": {"os": alias}}
+                for alias, fingerprint in store.images.items()
+            ]
+        if kind == "projects":
+            return [{"name": name, "config": config} for name, config in store.projects.items()]
+        if kind == "networks" and not rest:
+            config = {"ipv4.address": str(store.subnet), "ipv4.nat": "true"}
+            return [{"name": BRIDGE, "type": "bridge", "managed": True, "config": config}]
+        if kind == "networks" and rest == [BRIDGE, "leases"]:
+            return store.leases(query.get("project", "default"))
+        raise Refused(404, "Failed loading network: Network not found" if kind == "networks" else "not found")
+
+    def _instances(self, method: str, rest: list[str], query: Raw, body: Raw, headers: Raw) -> Response:
+        store, project = self.store, query.get("project", "default")
+        if not rest and method == "GET":
+            everywhere = query.get("all-projects") == "true"
+            return _sync([store.shown(raw) for key, raw in store.instances.items() if everywhere or key[0] == project])
+        if not rest:
+            store.check_create(project, body)
+            return self._start(lambda: store.create(project, body))
+        raw = store.find(project, rest[0])
+        if rest[1:] == ["state"]:
+            if method == "GET":
+                return _sync({"status": raw["status"], "network": store.addresses(raw) or None})
+            if body.get("action") not in ("start", "stop", "restart", "freeze", "unfreeze"):
+                raise Refused(400, f"Unknown action: '{body.get('action')}'")
+            return self._start(lambda: store.change_state(raw, body["action"]))
+        if rest[1:] == ["console"]:
+            return Response(200, {}, b"")
+        if rest[1:] == ["logs"]:
+            return _sync([])
+        if rest[1:]:
+            raise Refused(404, "not found")
+        return self._instance(method, raw, body, headers)
+
+    def _instance(self, method: str, raw: Raw, body: Raw, headers: Raw) -> Response:
+        store = self.store
+        if method == "GET":
+            return _sync(store.shown(raw), {"etag": f'"{store.etag(raw)}"'})
+        store.check_etag(raw, headers.get("If-Match", ""))
+        if method == "PATCH":
+            store.patch(raw, body)
+            return _sync({})
+        if method == "PUT":
+            return self._start(lambda: store.put(raw, body))
+        if raw["status"] != "Stopped":
+            raise Refused(400, "Instance is running")
+        return self._start(lambda: store.delete(raw))
+
+    def _start(self, work: t.Callable[[], None]) -> Response:
+        """What goes on in the background is done at once; how it ended is told to who asks."""
+        identifier = f"operation-{len(self.requests)}"
+        try:
+            work()
+            self._operations[identifier] = None
+        except Refused as e:
+            self._operations[identifier] = e
+        body = {"type": "async", "status_code": 100, "operation": f"/1.0/operations/{identifier}", "metadata": {}}
+        return Response(202, {}, json.dumps(body).encode())
+
+    def _operation(self, identifier: str) -> Response:
+        if identifier not in self._operations:
+            raise Refused(404, "Operation not found")
+        refused = self._operations[identifier]
+        if refused is None:
+            return _sync({"status_code": 200, "status": "Success", "err": "", "metadata": None})
+        if self.store.flavor == "incus":
+            return Response(200, {}, _failed(refused).body)
+        return _sync({"status_code": 400, "status": "Failure", "err": refused.message, "metadata": None})
+
+    # --- commands and files -------------------------------------------------------------------------------------------
+
+    def execute(
+        self,
+        instance: str,
+        argv: t.Sequence[str],
+        project: str = "default",
+        stdin: bytes = b"",
+        environment: t.Optional[t.Mapping[str, str]] = None,
+        timeout: t.Optional[float] = None,
+    ) -> Completed:
+        """Every command succeeds and says nothing; ``executed`` keeps them."""
+        with self._lock:
+            self._strike(next(self._numbers))
+            try:
+                raw = self.store.find(project, instance)
+            except Refused as e:
+                raise NotFound(e.status, e.message) from None
+            if raw["status"] != "Running":
+                checked(_failed(Refused(400, "Instance is not running")), "POST exec")
+            self.executed.append((instance, tuple(argv)))
+            return Completed(0, b"", b"")
+
+    def push(
+        self,
+        instance: str,
+        path: str,
+        data: bytes,
+        project: str = "default",
+        mode: int = 0o644,
+        uid: int = 0,
+        gid: int = 0,
+    ) -> None:
+        """Keep a file with its instance."""
+        with self._lock:
+            self._strike(next(self._numbers))
+            self.store.find(project, instance).setdefault("files", {})[path] = data
+
+    def pull(self, instance: str, path: str, project: str = "default") -> bytes:
+        """Read a file that was pushed."""
+        with self._lock:
+            files = self.store.find(project, instance).get("files", {})
+            if path not in files:
+                raise NotFound(404, "not found")
+            return bytes(files[path])
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+def _sync(metadata: t.Any, headers: t.Optional[t.Mapping[str, str]] = None) -> Response:
+    return Response(200, headers or {}, json.dumps({"type": "sync", "status_code": 200, "metadata": metadata}).encode())
+
+
+def _failed(refused: Refused) -> Response:
+    body = {"type": "error", "error_code": refused.status, "error": refused.message}
+    # No blanks: that is how Incus tells a failure in an answer of status 200.
+    return Response(refused.status, {}, json.dumps(body, separators=(",", ":")).encode())

@@ -1,0 +1,351 @@
+# Copyright: the mage.lxd contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a server keeps, and the rules it keeps it by, as seen on LXD 5.0.2 and Incus 6.0. In memory, in one process.
+
+Every method is what one request or one operation does. ``tests/integration/test_server_rules.py`` asks the same of the
+real servers, so that this cannot drift.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import ipaddress
+import json
+import re
+import typing as t
+
+Raw = dict[str, t.Any]
+
+_NAME = re.compile(r"[A-Za-z]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?", re.ASCII)
+_KNOWN_CONFIG = (
+    "user.",
+    "environment.",
+    "limits.",
+    "security.",
+    "boot.",
+    "raw.",
+    "linux.",
+    "nvidia.",
+    "migration.",
+    "cloud-init.",
+    "volatile.",
+    "image.",
+    "snapshots.",
+    "cluster.",
+)
+_SIZE = re.compile(r"\d+%|\d+(\.\d+)?\s*([KMGTPE]i?)?B?")
+_DEVICE_TYPES = ("disk", "nic", "none", "proxy", "unix-char", "gpu", "usb")
+IMAGE = "busybox"
+FINGERPRINT = hashlib.sha256(IMAGE.encode()).hexdigest()
+BRIDGE = "lxdbr0"
+POOL = "default"
+
+
+class Refused(Exception):
+    """The server's answer to a request or an operation that it does not carry out."""
+
+    def __init__(self, status: int, message: str) -> None:
+        self.status = status
+        self.message = message
+        super().__init__(f"{message} ({status})")
+
+
+class Store:
+    """Projects, images, profiles, one bridge with leases, and instances by (project, name)."""
+
+    def __init__(self, flavor: str = "lxd", subnet: str = "10.99.0.1/24") -> None:
+        self.flavor = flavor
+        self.subnet = ipaddress.ip_interface(subnet)
+        self.projects = {"default": {"features.images": "true", "features.profiles": "true"}}
+        self.images: dict[str, str] = {IMAGE: FINGERPRINT}
+        self.profiles: dict[str, Raw] = {
+            "default": {
+                "eth0": {"type": "nic", "network": BRIDGE, "name": "eth0"},
+                "root": {"type": "disk", "path": "/", "pool": POOL},
+            }
+        }
+        self.instances: dict[tuple[str, str], Raw] = {}
+        # What dnsmasq remembers: it outlives the instance, and /leases does not show it then.
+        self.leased: dict[str, str] = {}
+        self._macs = 0
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    def find(self, project: str, name: str) -> Raw:
+        """The instance as it is kept. Raises Refused."""
+        try:
+            return self.instances[project, name]
+        except KeyError:
+            raise Refused(404, "Instance not found") from None
+
+    def shown(self, raw: Raw) -> Raw:
+        """An instance as the API answers."""
+        value = copy.deepcopy(raw)
+        devices: Raw = {}
+        for profile in value["profiles"]:
+            devices.update(copy.deepcopy(self.profiles[profile]))
+        devices.update(copy.deepcopy(value["devices"]))
+        value["expanded_devices"] = devices
+        value["expanded_config"] = dict(value["config"])
+        return value
+
+    def etag(self, raw: Raw) -> str:
+        """As both servers make it: not of the description."""
+        parts = [raw["architecture"], raw["config"], raw["devices"], raw["ephemeral"], raw["profiles"]]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def nics(self, raw: Raw) -> dict[str, Raw]:
+        """The NICs of an instance, those of its profiles too, by device, each with its hwaddr."""
+        return {
+            name: {**options, "hwaddr": options.get("hwaddr") or raw["config"].get(f"volatile.{name}.hwaddr", "")}
+            for name, options in self.shown(raw)["expanded_devices"].items()
+            if options["type"] == "nic"
+        }
+
+    def leases(self, project: str) -> list[Raw]:
+        """Those of one project: pins of stopped instances too, and nothing of deleted ones."""
+        found = [{"hostname": f"{BRIDGE}.gw", "hwaddr": "", "address": str(self.subnet.ip), "type": "gateway"}]
+        for (owner, name), raw in self.instances.items():
+            for nic in self.nics(raw).values() if owner == project else ():
+                common = {"hostname": name, "hwaddr": nic["hwaddr"]}
+                if nic.get("ipv4.address"):
+                    found.append({**common, "address": nic["ipv4.address"], "type": "static"})
+                elif nic["hwaddr"] in self.leased:
+                    found.append({**common, "address": self.leased[nic["hwaddr"]], "type": "dynamic"})
+        return found
+
+    def addresses(self, raw: Raw) -> Raw:
+        """What ``GET …/state`` says of the network of an instance that runs."""
+        if raw["status"] != "Running":
+            return {}
+        return {
+            name: {
+                "hwaddr": nic["hwaddr"],
+                "addresses": [{"family": "inet", "address": self.leased[nic["hwaddr"]], "scope": "global"}],
+            }
+            for name, nic in self.nics(raw).items()
+            if nic["hwaddr"] in self.leased
+        }
+
+    # --- what a request checks before it answers ----------------------------------------------------------------------
+
+    def check_create(self, project: str, body: Raw) -> None:
+        """What is refused at once; the rest fails in the operation."""
+        if project not in self.projects:
+            raise Refused(404, "Failed loading project: Project not found")
+        _check_strings(body, "InstancesPost")
+        source = body.get("source") or {}
+        if source.get("type") not in ("image", "copy", "none"):
+            raise Refused(400, "Unknown source type " + str(source.get("type", "")))
+        if source["type"] == "image" and source.get("alias") and source["alias"] not in self.images:
+            raise Refused(404, "Image alias not found")
+        if source["type"] == "copy" and (project, source.get("source")) not in self.instances:
+            raise Refused(
+                404, f'Failed to fetch instance "{source.get("source")}" in project "{project}": Instance not found'
+            )
+        if body.get("name") and not _NAME.fullmatch(body["name"]):
+            raise Refused(400, "Invalid instance name: Name can only contain alphanumeric and hyphen characters")
+        for profile in body.get("profiles") or ():
+            if profile not in self.profiles:
+                raise Refused(500, f'Requested profile "{profile}" doesn\'t exist')
+
+    def create(self, project: str, body: Raw) -> None:
+        """The operation behind ``POST /1.0/instances``."""
+        name = body["name"]
+        failed = "Failed creating instance record: "
+        source = body["source"]
+        if source["type"] == "image" and not source.get("alias") and source.get("fingerprint") != FINGERPRINT:
+            raise Refused(400, "Image not provided for instance creation")
+        if (project, name) in self.instances:
+            raise Refused(400, failed + 'Add instance info to the database: This "instances" entry already exists')
+        config, devices = dict(body.get("config") or {}), copy.deepcopy(body.get("devices") or {})
+        try:
+            _check_config(config)
+            _check_devices(devices)
+        except Refused as e:
+            raise Refused(400, failed + e.message) from None
+        if source["type"] == "copy":
+            original = self.instances[project, source["source"]]
+            kept = {key: value for key, value in original["config"].items() if not key.startswith("volatile.")}
+            config = {**kept, **config}
+        else:
+            config = {"image.os": IMAGE, **config, "volatile.base_image": FINGERPRINT}
+        raw = {
+            "name": name,
+            "project": project,
+            "status": "Stopped",
+            "type": body.get("type") or "container",
+            "architecture": "x86_64",
+            "description": body.get("description") or "",
+            "ephemeral": bool(body.get("ephemeral")),
+            "location": "none",
+            # A copy without a word on profiles has none.
+            "profiles": list(body.get("profiles", [] if source["type"] == "copy" else ["default"])),
+            "config": {key: value for key, value in config.items() if value != ""},
+            "devices": devices,
+        }
+        if "root" not in self.shown(raw)["expanded_devices"]:
+            raise Refused(
+                400, failed + "Failed initialising instance: Failed getting root disk: No root device could be found"
+            )
+        raw["config"].update({"volatile.idmap.base": "0", "volatile.idmap.next": "[]"})
+        self._name_nics(raw)
+        self.instances[project, name] = raw
+
+    def _name_nics(self, raw: Raw) -> None:
+        for name in self.nics(raw):
+            if not raw["config"].get(f"volatile.{name}.hwaddr"):
+                self._macs += 1
+                raw["config"][f"volatile.{name}.hwaddr"] = f"00:16:3e:00:{self._macs >> 8:02x}:{self._macs & 255:02x}"
+
+    def check_etag(self, raw: Raw, wanted: str) -> None:
+        """Quotes around the tag do not count."""
+        if wanted and wanted.strip('"') != self.etag(raw):
+            raise Refused(412, f"ETag doesn't match: {self.etag(raw)} vs {wanted}")
+
+    def patch(self, raw: Raw, body: Raw) -> None:
+        """``PATCH``: done when it is answered. An empty value removes a key; a device that is named is replaced."""
+        _check_strings(body, "InstancePut")
+        config = {**raw["config"], **(body.get("config") or {})}
+        devices = {**raw["devices"], **copy.deepcopy(body.get("devices") or {})}
+        self._write(raw, config, devices, body, body.get("profiles") or raw["profiles"])
+
+    def put(self, raw: Raw, body: Raw) -> None:
+        """The operation behind ``PUT``."""
+        config = dict(body.get("config") or {})
+        if any(key.startswith("volatile.idmap.") and key not in config for key in raw["config"]):
+            raise Refused(400, "Volatile idmap keys can't be deleted by the user")
+        self._write(raw, config, copy.deepcopy(body.get("devices") or {}), body, body.get("profiles") or [])
+
+    def _write(self, raw: Raw, config: Raw, devices: Raw, body: Raw, profiles: list[str]) -> None:
+        for profile in profiles:
+            if profile not in self.profiles:
+                raise Refused(404, "Profile not found")
+        try:
+            _check_config(config)
+        except Refused as e:
+            raise Refused(500, "Invalid config: " + e.message) from None
+        try:
+            _check_devices(devices)
+            self._check_pins(devices)
+        except Refused as e:
+            raise Refused(500, "Invalid devices: " + e.message) from None
+        for name, options in devices.items():
+            if options != raw["devices"].get(name):
+                self._check_free(raw, options, f'Failed update validation for device "{name}": ', 409)
+        raw["config"] = {key: value for key, value in config.items() if value != ""}
+        raw["devices"] = devices
+        raw["profiles"] = list(profiles)
+        raw["ephemeral"] = bool(body.get("ephemeral", raw["ephemeral"]))
+        # Left out is taken for empty.
+        raw["description"] = body.get("description") or ""
+        self._name_nics(raw)
+
+    def _check_pins(self, devices: Raw) -> None:
+        for name, options in devices.items():
+            address = options.get("ipv4.address")
+            if options["type"] != "nic" or not address or options.get("network") != BRIDGE:
+                continue
+            failed = f'Device validation failed for "{name}": '
+            if address == str(self.subnet.ip):
+                raise Refused(
+                    500, failed + f'IP address "{address}" is assigned to parent managed network device "{BRIDGE}"'
+                )
+            try:
+                inside = ipaddress.ip_address(address) in self.subnet.network
+            except ValueError:
+                inside = False
+            if not inside:
+                raise Refused(500, failed + f'Device IP address "{address}" not within network "{BRIDGE}" subnet')
+
+    def _check_free(self, raw: Raw, options: Raw, failed: str, status: int) -> None:
+        """The address of a NIC is no other NIC's. Creating an instance does not look, starting it does."""
+        address = options.get("ipv4.address")
+        if not address:
+            return
+        for other in self.instances.values():
+            for nic in self.nics(other).values() if other is not raw else ():
+                if nic.get("ipv4.address") == address and nic.get("network") == options.get("network"):
+                    raise Refused(status, failed + f'IP address "{address}" already defined on another NIC')
+
+    def delete(self, raw: Raw) -> None:
+        """The operation behind ``DELETE``; a running instance is refused before it."""
+        if raw["config"].get("security.protection.delete") == "true":
+            raise Refused(
+                400, "Instance is protected from being deleted" if self._is_incus else "Container is protected"
+            )
+        del self.instances[raw["project"], raw["name"]]
+
+    @property
+    def _is_incus(self) -> bool:
+        return self.flavor == "incus"
+
+    def change_state(self, raw: Raw, action: str) -> None:
+        """The operation behind ``PUT …/state``."""
+        status = raw["status"]
+        if action in ("stop", "restart") and status == "Stopped":
+            raise Refused(400, "The instance is already stopped")
+        if action in ("freeze", "unfreeze") and status == "Stopped":
+            raise Refused(400, "The container isn't running")
+        if action == "freeze" and status == "Frozen":
+            raise Refused(400, "The container is already frozen")
+        if action == "unfreeze" and status == "Running":
+            raise Refused(400, "The container is already running")
+        if action == "start" and status != "Stopped":
+            raise Refused(400, "The instance is already running")
+        if action in ("start", "restart"):
+            self._start(raw)
+        elif action == "stop":
+            raw["status"] = "Stopped"
+            if raw["ephemeral"]:
+                del self.instances[raw["project"], raw["name"]]
+        else:
+            raw["status"] = "Frozen" if action == "freeze" else "Running"
+
+    def _start(self, raw: Raw) -> None:
+        for name, options in self.nics(raw).items():
+            self._check_free(raw, options, f'Failed start validation for device "{name}": ', 400)
+        raw["status"] = "Running"
+        for nic in self.nics(raw).values():
+            if nic.get("network") == BRIDGE:
+                self._lease(nic)
+
+    def _lease(self, nic: Raw) -> None:
+        """dnsmasq gives a pinned address to nobody else, unless it believes that another still has it."""
+        others = {address for hwaddr, address in self.leased.items() if hwaddr != nic["hwaddr"]}
+        pin = nic.get("ipv4.address")
+        if pin and pin not in others:
+            self.leased[nic["hwaddr"]] = pin
+            return
+        pins = {one.get("ipv4.address") for raw in self.instances.values() for one in self.nics(raw).values()}
+        free = (str(one) for one in list(self.subnet.network.hosts())[100:] if str(one) not in pins | others)
+        self.leased.setdefault(nic["hwaddr"], next(free))
+
+
+def _check_strings(body: Raw, kind: str) -> None:
+    for value in (body.get("config") or {}).values():
+        if not isinstance(value, str):
+            said = "number" if isinstance(value, (int, float)) else "value"
+            raise Refused(400, f"json: cannot unmarshal {said} into Go struct field {kind}.config of type string")
+
+
+def _check_config(config: Raw) -> None:
+    for key, value in config.items():
+        if not key.startswith(_KNOWN_CONFIG):
+            raise Refused(400, f"Unknown configuration key: {key}")
+        if key == "limits.memory" and value and not _SIZE.fullmatch(value):
+            raise Refused(400, f"Invalid value: {value}")
+
+
+def _check_devices(devices: Raw) -> None:
+    for name, options in devices.items():
+        if options.get("type") not in _DEVICE_TYPES:
+            raise Refused(400, f"Invalid device type {options.get('type')}")
+        if options["type"] == "disk" and options.get("path") != "/" and not options.get("source"):
+            raise Refused(
+                500,
+                f'Device validation failed for "{name}": Disk entry is missing the required "source" '
+                'or "path" property',
+            )
