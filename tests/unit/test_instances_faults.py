@@ -1,0 +1,113 @@
+# Copyright: the mage.lxd contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Whatever goes wrong at whatever call, the next run ends in the declared state and leaves nothing behind."""
+
+from __future__ import annotations
+
+import pytest
+
+from ansible_collections.mage.lxd.tests.memory import convergence
+from ansible_collections.mage.lxd.tests.memory.driver import Fault, MemoryDriver
+from ansible_collections.mage.lxd.tests.memory.store import IMAGE, Raw, Store
+
+BEFORE: list[Raw] = [
+    {"name": "changes", "image": IMAGE, "config": {"user.a": "1", "user.gone": "1"}},
+    {"name": "stops", "image": IMAGE},
+    {"name": "goes", "image": IMAGE, "nat": [{"extport": 8083, "intport": 80}]},
+    {"name": "loses", "image": IMAGE, "mounts": ["/srv:/srv"], "hostnames": ["loses.example.org"]},
+    {"name": "starts", "image": IMAGE, "state": "stopped"},
+    {"name": "stays", "image": IMAGE, "nat": [{"extport": 8084, "intport": 80}]},
+]
+AFTER: list[Raw] = [
+    {"name": "changes", "image": IMAGE, "config": {"user.a": "2"}, "nat": [{"extport": 8081, "intport": 80}]},
+    {"name": "stops", "image": IMAGE, "state": "stopped"},
+    {"name": "goes", "image": IMAGE, "state": "absent"},
+    {"name": "loses", "image": IMAGE},
+    {"name": "starts", "image": IMAGE, "hostnames": ["starts.example.org"]},
+    {"name": "stays", "image": IMAGE, "nat": [{"extport": 8084, "intport": 80}]},
+    {"name": "comes", "image": IMAGE, "nat": [{"extport": 8082, "intport": 80}], "description": "new"},
+    {"name": "sleeps", "image": IMAGE, "state": "stopped", "config": {"user.b": "1"}},
+]
+
+
+def prepared() -> Store:
+    """A server where the earlier list is true, beside what somebody else has made."""
+    store = Store()
+    body: Raw = {"name": "foreign", "source": {"type": "image", "alias": IMAGE}, "config": {"user.theirs": "1"}}
+    store.create("default", body)
+    store.change_state(store.find("default", "foreign"), "start")
+    outcome = convergence.run(MemoryDriver(store), BEFORE)
+    assert outcome.ok, outcome
+    return store
+
+
+def clean_run(concurrency: int = 1) -> tuple[Store, int]:
+    store = prepared()
+    driver = MemoryDriver(store)
+    outcome = convergence.run(driver, AFTER, concurrency=concurrency)
+    assert outcome.ok, outcome
+    return store, len(driver.requests)
+
+
+def test_the_list_has_work_of_every_kind() -> None:
+    store, _count = clean_run()
+    driver = MemoryDriver(prepared())
+    outcome = convergence.run(driver, AFTER, concurrency=1)
+    assert outcome.plan is not None
+    assert sorted(change.action for change in outcome.plan.changes) == [
+        "create",
+        "create, start",
+        "delete",
+        "stop",
+        "update",
+        "update",
+        "update, start",
+    ]
+    assert {method for method, _path in driver.writes} == {"POST", "PUT", "PATCH", "DELETE"}
+    found = convergence.seen(store)
+    assert found["default/foreign"]["config"] == {"image.os": IMAGE, "user.theirs": "1"}
+    assert "user.gone" not in found["default/changes"]["config"]
+    assert found["default/loses"]["devices"] == {}
+    assert "default/goes" not in found
+
+
+@pytest.mark.parametrize(
+    ("fault", "concurrency"), [*((fault, 1) for fault in Fault), (Fault.KILLED, 4), (Fault.UNDONE, 4)]
+)
+def test_a_fault_at_any_call(fault: Fault, concurrency: int) -> None:
+    wanted, count = clean_run()
+    for number in range(count):
+        store = prepared()
+        convergence.run(MemoryDriver(store, {number: fault}), AFTER, concurrency=concurrency)
+        again = convergence.run(MemoryDriver(store), AFTER, concurrency=concurrency)
+        assert again.ok, (number, again)
+        assert convergence.seen(store) == convergence.seen(wanted), number
+        assert len(set(convergence.pins(store))) == len(convergence.pins(store)) == 4, number
+        third = MemoryDriver(store)
+        assert convergence.run(third, AFTER).ok
+        assert third.writes == [], number
+
+
+def test_one_that_fails_does_not_stop_the_others() -> None:
+    """The server has an error of its own at a write: every other instance is as declared after that very run."""
+    wanted, _count = clean_run()
+    driver = MemoryDriver(prepared())
+    convergence.run(driver, AFTER, concurrency=1)
+    failed = set()
+    for number, (method, _path) in enumerate(driver.requests):
+        if method == "GET":
+            continue
+        store = prepared()
+        outcome = convergence.run(MemoryDriver(store, {number: Fault.REFUSED}), AFTER, concurrency=1)
+        named = {failure.partition(":")[0] for failure in outcome.failures}
+        # Only a shutdown has a second way.
+        assert len(named) == 1 or "forced" in "".join(outcome.report.warnings if outcome.report else ()), (
+            number,
+            outcome,
+        )
+        failed |= named
+        found, expected = convergence.seen(store), convergence.seen(wanted)
+        for one in {*found, *expected} - named:
+            assert found.get(one) == expected.get(one), (number, named, one)
+    assert len(failed) == 6

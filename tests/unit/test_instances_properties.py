@@ -1,0 +1,112 @@
+# Copyright: the mage.lxd contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What holds for every list, whatever the server has: tried with lists that nobody would think of."""
+
+from __future__ import annotations
+
+import typing as t
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ansible_collections.mage.lxd.tests.memory import convergence
+from ansible_collections.mage.lxd.tests.memory.driver import MemoryDriver
+from ansible_collections.mage.lxd.tests.memory.store import IMAGE, Raw, Store
+
+NAMES = ["a", "b-1", "c", "d"]
+VALUES = st.sampled_from(["1", "true", "ä b", ""])
+PORTS = {name: 8000 + 10 * index for index, name in enumerate(NAMES)}
+
+
+@st.composite
+def an_item(draw: st.DrawFn, name: str) -> Raw:
+    item: Raw = {"name": name, "image": IMAGE}
+    optional: dict[str, st.SearchStrategy[t.Any]] = {
+        "state": st.sampled_from(["started", "stopped", "absent"]),
+        "config": st.dictionaries(st.sampled_from(["user.a", "user.b", "environment.C"]), VALUES),
+        "description": st.sampled_from(["", "text"]),
+        "mounts": st.sets(st.sampled_from(["/srv:/srv", "/opt:/opt:ro"])).map(sorted),
+        "profiles": st.sampled_from([["default"], ["default", "other"], ["other", "default"]]),
+        "nat": st.lists(st.integers(0, 9), unique=True, max_size=2).map(
+            lambda offsets: [{"extport": PORTS[name] + offset, "intport": 80} for offset in offsets]
+        ),
+        "hostnames": st.sampled_from([[], [f"{name}.example.org"]]),
+    }
+    for key, values in optional.items():
+        if draw(st.booleans()):
+            item[key] = draw(values)
+    return item
+
+
+@st.composite
+def a_list(draw: st.DrawFn) -> list[Raw]:
+    names = draw(st.lists(st.sampled_from(NAMES), unique=True))
+    return [draw(an_item(name)) for name in names]
+
+
+@st.composite
+def a_server(draw: st.DrawFn) -> Store:
+    """A server that this collection has used before, and others too."""
+    store = Store()
+    store.profiles["other"] = {}
+    foreign: Raw = {"name": "foreign", "source": {"type": "image", "alias": IMAGE}, "config": {"user.a": "theirs"}}
+    store.create("default", foreign)
+    assert convergence.run(MemoryDriver(store), draw(a_list())).ok
+    for (_project, name), raw in store.instances.items():
+        if draw(st.booleans()):
+            # Somebody sets something by hand, starts and stops.
+            raw["config"].update(draw(st.dictionaries(st.sampled_from(["user.a", "user.hand"]), VALUES.filter(bool))))
+        if name != "foreign" and draw(st.booleans()):
+            store.change_state(raw, "stop" if raw["status"] == "Running" else "start")
+    return store
+
+
+def is_nothing_left(store: Store, items: list[Raw]) -> bool:
+    again = MemoryDriver(store)
+    outcome = convergence.run(again, items)
+    return outcome.ok and not outcome.changed and not again.writes
+
+
+@given(a_server(), a_list())
+def test_what_was_carried_out_leaves_nothing_to_do(store: Store, items: list[Raw]) -> None:
+    foreign = convergence.seen(store)["default/foreign"]
+    others = {raw["name"] for raw in store.instances.values()} - {item["name"] for item in items}
+    before = {name: convergence.seen(store)[f"default/{name}"] for name in others}
+    assert convergence.run(MemoryDriver(store), items).ok
+    assert is_nothing_left(store, items)
+    found = convergence.seen(store)
+    assert found["default/foreign"] == foreign
+    # What is not in the list stays as it was, and what is in it is there if it should be.
+    assert {name: found[f"default/{name}"] for name in others} == before
+    there = {item["name"] for item in items if item.get("state") != "absent"}
+    assert {raw["name"] for raw in store.instances.values()} == there | others
+    for item in items:
+        if item["name"] in there:
+            raw = found[f"default/{item['name']}"]
+            assert raw["status"] == ("Stopped" if item.get("state") == "stopped" else "Running")
+            for key, value in item.get("config", {}).items():
+                assert raw["config"].get(key, "") == value
+    assert len(set(convergence.pins(store))) == len(convergence.pins(store))
+
+
+@given(a_server(), a_list(), st.randoms())
+def test_neither_order_nor_concurrency_shows_in_the_result(store: Store, items: list[Raw], rng: t.Any) -> None:
+    other = Store()
+    other.__dict__.update(convergence.copied(store))
+    shuffled = list(items)
+    rng.shuffle(shuffled)
+    assert convergence.run(MemoryDriver(store), items, concurrency=1).ok
+    assert convergence.run(MemoryDriver(other), shuffled, concurrency=4).ok
+    assert convergence.seen(store) == convergence.seen(other)
+
+
+@given(a_server(), a_list())
+def test_what_somebody_else_set_stays(store: Store, items: list[Raw]) -> None:
+    by_hand = {
+        raw["name"]: raw["config"]["user.hand"] for raw in store.instances.values() if "user.hand" in raw["config"]
+    }
+    assert convergence.run(MemoryDriver(store), items).ok
+    for raw in store.instances.values():
+        if raw["name"] in by_hand:
+            assert raw["config"]["user.hand"] == by_hand[raw["name"]]
