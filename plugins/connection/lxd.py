@@ -15,7 +15,9 @@ description:
     no network and no agent; a virtual machine needs the server's own agent. The controller needs neither the client
     C(lxc) nor a Python package.
   - An instance is addressed by its name, never by an address.
-  - The local server's socket is meant. Whoever may use it has all rights on the machine.
+extends_documentation_fragment:
+  - mage.lxd.server.plugin
+  - mage.lxd.server.variables
 notes:
   - A command that leaves a process behind which holds its output open ends when that process closes it, as with
     C(lxc exec). Redirect the output of what is to stay.
@@ -31,62 +33,6 @@ options:
     vars:
       - name: inventory_hostname
       - name: ansible_lxd_instance
-  endpoint:
-    description:
-      - Where the server is, V(unix:///path/of/unix.socket) or V(https://host:8443).
-      - "Without it: the first of these that is set: C(LXD_SOCKET), C(INCUS_SOCKET), C(LXD_DIR) and C(INCUS_DIR)
-        (folders that hold C(unix.socket)); else the socket of the local LXD or Incus."
-    type: str
-    env:
-      - name: ANSIBLE_LXD_ENDPOINT
-    ini:
-      - section: lxd_connection
-        key: endpoint
-    vars:
-      - name: ansible_lxd_endpoint
-  project:
-    description: The instance's project.
-    type: str
-    default: default
-    env:
-      - name: ANSIBLE_LXD_PROJECT
-    ini:
-      - section: lxd_connection
-        key: project
-    vars:
-      - name: ansible_lxd_project
-  client_cert:
-    description: File with the client's certificate, in PEM format. Needed for a server at C(https://).
-    type: path
-    env:
-      - name: ANSIBLE_LXD_CLIENT_CERT
-    ini:
-      - section: lxd_connection
-        key: client_cert
-    vars:
-      - name: ansible_lxd_client_cert
-  client_key:
-    description: File with the key of O(client_cert), in PEM format. Needed for a server at C(https://).
-    type: path
-    env:
-      - name: ANSIBLE_LXD_CLIENT_KEY
-    ini:
-      - section: lxd_connection
-        key: client_key
-    vars:
-      - name: ansible_lxd_client_key
-  server_cert:
-    description:
-      - File with the certificate of the server at C(https://), in PEM format. The server must present this one.
-      - Without it, a certificate authority that the machine trusts must have signed the server's certificate.
-    type: path
-    env:
-      - name: ANSIBLE_LXD_SERVER_CERT
-    ini:
-      - section: lxd_connection
-        key: server_cert
-    vars:
-      - name: ansible_lxd_server_cert
   remote_user:
     description:
       - The user that commands run as, by name or number, as the instance knows it. No C(sudo) is needed for this.
@@ -179,8 +125,6 @@ from ansible_collections.mage.lxd.plugins.plugin_utils import _accounts
 
 display = Display()
 
-SERVER_OPTIONS = ("endpoint", "project", "client_cert", "client_key", "server_cert")
-
 
 class Connection(ConnectionBase):
     """Commands and files of one instance, by the API of its server.
@@ -210,7 +154,7 @@ class Connection(ConnectionBase):
         """Find out where the server is. Nothing is sent before the first command."""
         if self._driver is None:
             try:
-                self._driver = CoreDriver(options.parse({name: self.get_option(name) for name in SERVER_OPTIONS}))
+                self._driver = CoreDriver(options.parse({name: self.get_option(name) for name in options.NAMES}))
             except _errors.InvalidInput as e:
                 raise AnsibleConnectionFailure(f"{self._label}: {e}") from None
             self._connected = True

@@ -6,27 +6,23 @@
 
 from __future__ import annotations
 
-
-class ModuleDocFragment:
-    """Documentation that the modules share."""
-
-    DOCUMENTATION = r"""
+_OPTIONS = r"""
 options:
   endpoint:
     description:
       - "Where the server is: V(unix:///path/of/unix.socket) (a bare path is a socket), V(https://host:8443),
         V(ssh://user@host:port) (the socket of that host, by OpenSSH; a path after it names another socket than the
         usual ones), or V(lxc:REMOTE) and V(incus:REMOTE), a remote of the client program's configuration."
-      - "Without it: the first of these that is set, where the module runs: C(LXD_SOCKET), C(INCUS_SOCKET), C(LXD_DIR)
-        and C(INCUS_DIR) (folders that hold C(unix.socket))."
+      - "Without it: the first of these that is set, where the module or plugin runs: C(LXD_SOCKET), C(INCUS_SOCKET),
+        C(LXD_DIR) and C(INCUS_DIR) (folders that hold C(unix.socket))."
       - Without those, the socket of the local LXD or Incus, of the distribution's package or of the snap. Where both
         servers are on one machine, O(endpoint) must say which one.
       - The local socket gives whoever may use it all rights on the machine.
     type: str
   driver:
     description:
-      - V(rest) speaks with the server by pylxd, V(cli) by the client program C(lxc) or C(incus). V(auto) takes V(rest)
-        where pylxd is installed, else V(cli).
+      - V(rest) speaks with the server itself, V(cli) by the client program C(lxc) or C(incus).
+      - V(auto) takes V(rest). A module takes V(cli) where pylxd is not installed, which its V(rest) needs.
     type: str
     choices: [auto, rest, cli]
     default: auto
@@ -81,7 +77,123 @@ options:
       - A request that starts nothing gets at most 60 s, and connecting 10 s. From 600 on, a tenth and a sixtieth.
     type: int
     default: 600
+"""
+
+
+class ModuleDocFragment:
+    """Documentation that modules and plugins share.
+
+    A module extends ``mage.lxd.server``. A plugin extends ``mage.lxd.server.plugin``, and
+    ``mage.lxd.server.variables`` if it takes them from a host's variables.
+    """
+
+    DOCUMENTATION = (
+        _OPTIONS
+        + r"""
 requirements:
   - python >= 3.9
   - pylxd >= 2.2.10
+"""
+    )
+
+    PLUGIN = _OPTIONS
+
+    VARIABLES = r"""
+options:
+  endpoint:
+    env:
+      - name: ANSIBLE_LXD_ENDPOINT
+    ini:
+      - section: lxd_connection
+        key: endpoint
+    vars:
+      - name: ansible_lxd_endpoint
+  driver:
+    env:
+      - name: ANSIBLE_LXD_DRIVER
+    ini:
+      - section: lxd_connection
+        key: driver
+    vars:
+      - name: ansible_lxd_driver
+  project:
+    env:
+      - name: ANSIBLE_LXD_PROJECT
+    ini:
+      - section: lxd_connection
+        key: project
+    vars:
+      - name: ansible_lxd_project
+  via:
+    env:
+      - name: ANSIBLE_LXD_VIA
+    ini:
+      - section: lxd_connection
+        key: via
+    vars:
+      - name: ansible_lxd_via
+  client_cert:
+    env:
+      - name: ANSIBLE_LXD_CLIENT_CERT
+    ini:
+      - section: lxd_connection
+        key: client_cert
+    vars:
+      - name: ansible_lxd_client_cert
+  client_key:
+    env:
+      - name: ANSIBLE_LXD_CLIENT_KEY
+    ini:
+      - section: lxd_connection
+        key: client_key
+    vars:
+      - name: ansible_lxd_client_key
+  server_cert:
+    env:
+      - name: ANSIBLE_LXD_SERVER_CERT
+    ini:
+      - section: lxd_connection
+        key: server_cert
+    vars:
+      - name: ansible_lxd_server_cert
+  server_fingerprint:
+    env:
+      - name: ANSIBLE_LXD_SERVER_FINGERPRINT
+    ini:
+      - section: lxd_connection
+        key: server_fingerprint
+    vars:
+      - name: ansible_lxd_server_fingerprint
+  trust_token:
+    env:
+      - name: ANSIBLE_LXD_TRUST_TOKEN
+    ini:
+      - section: lxd_connection
+        key: trust_token
+    vars:
+      - name: ansible_lxd_trust_token
+  insecure_skip_verify:
+    env:
+      - name: ANSIBLE_LXD_INSECURE_SKIP_VERIFY
+    ini:
+      - section: lxd_connection
+        key: insecure_skip_verify
+    vars:
+      - name: ansible_lxd_insecure_skip_verify
+  ssh_args:
+    env:
+      - name: ANSIBLE_LXD_SSH_ARGS
+    ini:
+      - section: lxd_connection
+        key: ssh_args
+    vars:
+      - name: ansible_lxd_ssh_args
+  timeout:
+    env:
+      - name: ANSIBLE_LXD_TIMEOUT
+    ini:
+      - section: lxd_connection
+        key: timeout
+    vars:
+      - name: ansible_lxd_timeout
 """

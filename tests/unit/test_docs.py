@@ -14,6 +14,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ansible_collections.mage.lxd.plugins.doc_fragments import server
+from ansible_collections.mage.lxd.plugins.module_utils._server import options
+
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = sorted((ROOT / "plugins" / "modules").glob("*.py"))
 PLUGINS = [
@@ -74,6 +77,28 @@ def test_a_module_says_all_that_it_does(path: Path) -> None:
     assert [
         name for name, value in always.items() if value["type"] != "bool" and not {"sample", "contains"} & set(value)
     ] == []
+
+
+def test_the_servers_options_are_documented_as_they_are() -> None:
+    fragment = server.ModuleDocFragment
+    documented = yaml.safe_load(fragment.DOCUMENTATION)["options"]
+    found = {
+        name: {key: option[key] for key in ("type", "elements", "choices", "default") if key in option}
+        for name, option in documented.items()
+    }
+    assert found == {
+        name: {key: value for key, value in argument.items() if key != "no_log"}
+        for name, argument in options.ARGUMENTS.items()
+    }
+    assert yaml.safe_load(fragment.PLUGIN)["options"] == documented
+    assert yaml.safe_load(fragment.VARIABLES)["options"] == {
+        name: {
+            "env": [{"name": f"ANSIBLE_LXD_{name.upper()}"}],
+            "ini": [{"section": "lxd_connection", "key": name}],
+            "vars": [{"name": f"ansible_lxd_{name}"}],
+        }
+        for name in options.NAMES
+    }
 
 
 def _attributes_of_fragments(documentation: dict[str, t.Any]) -> set[str]:
