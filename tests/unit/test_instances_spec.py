@@ -48,6 +48,8 @@ def test_an_item_of_every_key() -> None:
     assert item.config == {"limits.cpu": "2", "security.nesting": "true", "limits.memory": "512MiB"}
     assert item.devices == {
         "data": {"type": "disk", "source": "/srv", "path": "/srv", "readonly": "true"},
+    }
+    assert {mount.device: mount.options for mount in item.mounts} == {
         "mount-b": {"type": "disk", "source": "/a", "path": "/b", "readonly": "true"},
         "mount-d": {"type": "disk", "source": "/c", "path": "/d"},
     }
@@ -77,7 +79,7 @@ def test_names_that_collide_are_refused() -> None:
 
 def test_a_mount_under_proxy_is_taken_as_a_mount() -> None:
     desired = parse({"name": "a", "proxy": ["/sys/fs/cgroup:/sys/fs/cgroup:ro", {"name": "x.example.org"}]})
-    assert desired.items[0].devices["mount-sys-fs-cgroup"]["readonly"] == "true"
+    assert [(one.device, one.readonly) for one in desired.items[0].mounts] == [("mount-sys-fs-cgroup", True)]
     assert [route.name for route in desired.items[0].proxy] == ["x.example.org"]
     assert "its key is mounts" in desired.warnings[0]
 

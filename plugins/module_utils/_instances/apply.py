@@ -21,7 +21,7 @@ from .._plan import Plan
 from .._server import install, operations, snapshot
 from .._server.driver import Driver, Response, api
 from .._server.snapshot import Instance, Snapshot
-from . import addresses, pins, python
+from . import addresses, folders, pins, python, settle
 from .plan import InstanceChange, Needs, Observed, needs, plan
 from .present import present
 from .spec import Desired, InstanceSpec
@@ -51,7 +51,7 @@ def observe(desired: Desired, context: Context) -> Observed:
 
 
 def _read_more(desired: Desired, driver: Driver, first: Snapshot, wanted: Needs) -> Observed:
-    observed = Observed(first)
+    observed = Observed(first, folders=folders.read(desired.items, driver.endpoint))
     if wanted.pins:
         everywhere = snapshot.read_instances(driver)
         networks = {one.name: one for one in snapshot.read_networks(driver, desired.project)}
@@ -203,7 +203,8 @@ class _Worker:
         return Instance.from_api(response.metadata), response
 
     def _create(self) -> None:
-        self._run("POST", api("instances"), body=dict(self.change.body))
+        query = {**self.query, **({"target": self.spec.target} if self.spec.target else {})}
+        operations.run(self.driver, "POST", api("instances"), query, dict(self.change.body), None, float(self.timeout))
 
     def _update(self, python_done: bool = False) -> None:
         """Write what is missing onto a fresh read; where somebody else wrote meanwhile, read and plan again."""
@@ -248,7 +249,7 @@ class _Worker:
     def _start(self) -> None:
         existing, _response = self._get()
         if not existing.running:
-            self._state("unfreeze" if existing.status == "Frozen" else "start")
+            self._begin("unfreeze" if existing.status == "Frozen" else "start")
         moved = pins.followed(self.spec, self.change.pins, self._wait_for_addresses())
         if moved:
             devices = {name: dict(options) for name, options in self.change.pins.items()}
@@ -258,6 +259,18 @@ class _Worker:
                 devices[device]["ipv4.address"] = address
             self.change = dataclasses.replace(self.change, pins=devices)
             self._update()
+
+    def _begin(self, action: str) -> None:
+        """Start; where the kernel shifts no owners after all, with the owners of mounts mapped."""
+        try:
+            self._state(action)
+        except ServerError as error:
+            other = settle.unshifted(self.spec) if any(word in str(error) for word in settle.UNSHIFTED) else None
+            if other is None:
+                raise
+            self.spec = other
+            self._update()
+            self._state(action)
 
     def _stop(self) -> None:
         try:

@@ -15,7 +15,7 @@ from .._plan import Change, Plan
 from .._server.published import ABSENT
 from .._server.snapshot import Instance, Network, Snapshot
 from .._values import Problems, nearest, show
-from . import addresses, images, pins, shown
+from . import addresses, images, mounts, pins, settle, shown
 from .spec import Desired, InstanceSpec
 from .update import Devices, desired_update, recorded, stale
 
@@ -25,7 +25,8 @@ class Observed:
     """What the server says. The parts after ``snapshot`` are read only where ``needs()`` asks for them.
 
     ``everywhere`` are the instances of all projects, ``profiles`` maps names to devices, ``networks`` names to
-    networks, ``images`` aliases and fingerprints, ``python`` instance names to what the probe said.
+    networks, ``images`` aliases and fingerprints, ``python`` instance names to what the probe said, ``folders`` the
+    sources of mounts to what is known of them where the server is on this machine.
     """
 
     snapshot: Snapshot
@@ -34,6 +35,7 @@ class Observed:
     networks: t.Mapping[str, Network] = dataclasses.field(default_factory=dict)
     images: frozenset[str] = frozenset()
     python: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
+    folders: t.Mapping[str, mounts.Folder] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,9 +71,9 @@ def needs(desired: Desired, snapshot: Snapshot) -> Needs:
         if item.state == "absent":
             continue
         if existing is None:
-            images = True
+            images = images or item.copy_of is None
             pins = pins or item.publishes
-            profiles = profiles or item.publishes or item.profiles is not None
+            profiles = profiles or item.publishes or item.profiles is not None or bool(item.disk)
         else:
             moves = _has_other_nics(item, existing)
             unpinned = any(not nic.ipv4 or addresses.has_to_move(existing, nic, shared) for nic in existing.nics)
@@ -91,12 +93,14 @@ def plan(desired: Desired, observed: Observed, check_mode: bool) -> Plan:
     everywhere = observed.everywhere or observed.snapshot.instances
     picker = pins.Picker(observed.networks, everywhere, observed.snapshot.leases, desired.declared)
     changes = []
-    for item in desired.items:
-        existing = observed.snapshot.find(item.project, item.name)
+    names = {item.name for item in desired.items if item.state != "absent"}
+    for said in desired.items:
+        existing = observed.snapshot.find(said.project, said.name)
+        item = _settled(said, existing, observed, problems, warnings)
         if item.state == "absent":
             change = _deletion(item, existing)
         elif existing is None:
-            _check_new(item, observed, check_mode, problems, warnings)
+            _check_new(item, observed, names if item.copy_of else (), check_mode, problems, warnings)
             change = _creation(item, observed, picker, problems, warnings)
         else:
             _check_existing(item, existing, observed, problems)
@@ -107,14 +111,36 @@ def plan(desired: Desired, observed: Observed, check_mode: bool) -> Plan:
     return Plan(tuple(changes), tuple(warnings))
 
 
+def _settled(
+    item: InstanceSpec, existing: t.Optional[Instance], observed: Observed, problems: Problems, warnings: list[str]
+) -> InstanceSpec:
+    if item.state == "absent":
+        return item
+    future = _future(item, existing, observed) if existing else _unborn(item, observed)
+    devices, server = future.expanded_devices, observed.snapshot.server
+    return settle.settle(item, existing, server, devices, observed.folders, problems, warnings)
+
+
 # --- checks -----------------------------------------------------------------------------------------------------------
 
 
 def _check_new(
-    item: InstanceSpec, observed: Observed, check_mode: bool, problems: Problems, warnings: list[str]
+    item: InstanceSpec,
+    observed: Observed,
+    names: t.Container[str],
+    check_mode: bool,
+    problems: Problems,
+    warnings: list[str],
 ) -> None:
     path = f"{item.path}.image"
-    if item.image is None:
+    if item.copy_of:
+        if item.copy_of.name not in names and not observed.snapshot.find(item.project, item.copy_of.name):
+            told = f"{item.path}.copy_of: {show(str(item.copy_of))}: there is no instance {item.copy_of.name}"
+            if check_mode:
+                warnings.append(told)
+            else:
+                problems.add_text(told)
+    elif item.image is None:
         problems.add_text(f"{path}: missing: {item.name} does not exist, and an image is needed to create it")
     elif images.source(item.image, observed.images) is None:
         aliases = sorted(one for one in observed.images if len(one) != 64)
@@ -165,21 +191,31 @@ def _creation(
     body: dict[str, t.Any] = {
         "name": item.name,
         "type": item.type,
-        "source": (images.source(item.image, observed.images) if item.image else None) or {},
+        "source": _source(item, observed),
         "config": dict(target.config),
         "devices": {name: dict(options) for name, options in target.devices.items()},
         "description": item.description or "",
     }
     if item.profiles is not None:
         body["profiles"] = list(item.profiles)
-    steps = ["create"]
+    if item.ephemeral is not None:
+        body["ephemeral"] = item.ephemeral
+    # A copy has keys and pins of what it was made from.
+    steps = ["create", "update"] if item.copy_of else ["create"]
     if item.state == "started":
         steps += ["start"] + (["python"] if item.python else [])
     after = {key: value for key, value in body.items() if key not in ("name", "source")}
     config = shown.readable(target.config, item.project, item.name)
-    after.update(image=str(item.image), state=item.state, config=config)
+    after["copy_of" if item.copy_of else "image"] = str(item.copy_of or item.image)
+    after.update(state=item.state, config=config)
     told = ", ".join(steps)
     return InstanceChange(f"instance {item.label}", told, "", shown.as_text(after), item, tuple(steps), pinned, body)
+
+
+def _source(item: InstanceSpec, observed: Observed) -> dict[str, t.Any]:
+    if item.copy_of:
+        return {"type": "copy", "source": str(item.copy_of)}
+    return (images.source(item.image, observed.images) if item.image else None) or {}
 
 
 def _correction(
@@ -227,8 +263,16 @@ def blank(item: InstanceSpec) -> Instance:
 
 def _unborn(item: InstanceSpec, observed: Observed) -> Instance:
     """An instance as it will be right after its creation, with the devices of its profiles."""
-    profiles = item.profiles if item.profiles is not None else ("default",)
-    return dataclasses.replace(blank(item), expanded_devices={**_devices_of(profiles, observed), **item.devices})
+    source = observed.snapshot.find(item.project, item.copy_of.name) if item.copy_of else None
+    profiles = item.profiles if item.profiles is not None else source.profiles if source else ("default",)
+    own: Devices = source.devices if source else {}
+    copied = {
+        name: {key: value for key, value in options.items() if key not in ("ipv4.address", "ipv6.address", "hwaddr")}
+        for name, options in own.items()
+    }
+    return dataclasses.replace(
+        blank(item), expanded_devices={**_devices_of(profiles, observed), **copied, **item.devices}
+    )
 
 
 def _future(item: InstanceSpec, existing: Instance, observed: Observed) -> Instance:
@@ -253,7 +297,7 @@ def _has_other_nics(item: InstanceSpec, existing: Instance) -> bool:
     """Whether what is there now does not say which devices there will be."""
     if item.profiles is not None and item.profiles != existing.profiles:
         return True
-    return bool(_as_left(existing) - set(map(str, recorded(existing).get("pins") or ())) - set(item.devices))
+    return bool(_as_left(existing) - set(map(str, recorded(existing).get("pins") or ())) - settle.names(item, existing))
 
 
 def _as_left(existing: Instance) -> set[str]:

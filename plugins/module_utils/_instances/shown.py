@@ -13,7 +13,7 @@ import typing as t
 
 from .. import _keys
 from .._server.snapshot import Instance
-from .spec import is_secret
+from .config import is_secret
 from .update import Update, digest
 
 

@@ -12,7 +12,6 @@ import dataclasses
 import re
 import typing as t
 
-from .. import _keys
 from .._nat import spec as nat_spec
 from .._proxy import spec as proxy_spec
 from .._values import (
@@ -26,12 +25,15 @@ from .._values import (
     show,
     text,
 )
-from . import images, waits
+from . import config, images, merge, mounts, waits, wishes
 
 STATES = ("started", "stopped", "frozen", "restarted", "absent")
 TYPES = ("container", "virtual-machine")
 RESTARTS = ("never", "if_required", "always")
 ITEM_KEYS = (
+    "address",
+    "autostart",
+    "cloud_init",
     "config",
     "copy_of",
     "depends_on",
@@ -40,9 +42,13 @@ ITEM_KEYS = (
     "ephemeral",
     "hostnames",
     "image",
+    "instance_type",
+    "limits",
     "mounts",
     "name",
     "nat",
+    "nesting",
+    "privileged",
     "profiles",
     "proxy",
     "python",
@@ -52,6 +58,9 @@ ITEM_KEYS = (
     "type",
     "wait_for",
 )
+# Not for all at once.
+NO_DEFAULTS = ("name", "address", "copy_of")
+_TARGET = re.compile(r"@?[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 ARGUMENTS: dict[str, t.Any] = {
     # Not for the host's log: values of config may be secrets.
     "instances": {"type": "list", "elements": "raw", "required": True, "no_log": True},
@@ -63,18 +72,13 @@ ARGUMENTS: dict[str, t.Any] = {
     "declared": {"type": "list", "elements": "dict", "default": []},
 }
 
-# Config whose values may be secrets: shown only as changed.
-_HIDDEN = ("environment.", "cloud-init.", "user.user-data", "user.vendor-data", "user.network-config")
-_MOUNT = re.compile(r"(/[^:\n]*):(/[^:\n]*)(?::(ro|rw))?")
-MOUNT_RULE = 'must be "/source:/path" or "/source:/path:ro", or a mapping with source, path and readonly'
-
 
 @dataclasses.dataclass(frozen=True)
 class InstanceSpec:
     """One declared instance. None in ``description`` and ``profiles`` means: not declared, leave it alone.
 
-    ``config`` and ``devices`` hold what the server will be asked for, as text, mounts included. ``path`` is where the
-    item stands in the input.
+    ``config`` and ``devices`` hold what the server will be asked for, as text; what depends on the server (mounts, the
+    size of the disk, cloud-init's keys) comes in by ``settle``. ``path`` is where the item stands in the input.
     """
 
     path: str
@@ -104,6 +108,12 @@ class InstanceSpec:
     # Another image, type or source than that of the existing instance: delete it and make it anew.
     recreate: bool = False
     copy_of: t.Optional[images.CopyOf] = None
+    mounts: tuple[mounts.Mount, ...] = ()
+    # The keys of config that the word cloud_init stands for.
+    cloud_init: frozenset[str] = frozenset()
+    # The size of the root device; empty: as the profile has it.
+    disk: str = ""
+    address: t.Optional[wishes.Wish] = None
 
     @property
     def label(self) -> str:
@@ -137,11 +147,11 @@ def parse(params: t.Mapping[str, t.Any], project: str) -> Desired:
     """The module's parameters as values. Raises InvalidInput with every problem."""
     problems = Problems()
     warnings: list[str] = []
-    defaults = mapping(params.get("defaults") or {}, "defaults", ITEM_KEYS, problems) or {}
+    defaults = _defaults(params.get("defaults") or {}, project, problems)
     items = []
     owner = text(params.get("owner") or "", "owner", problems, 64) or ""
     for index, raw in enumerate(params["instances"]):
-        item = _item(raw, defaults, f"instances[{index}]", project, problems, warnings)
+        item = _item(merge.merged(defaults, raw), f"instances[{index}]", project, problems, warnings)
         if item:
             items.append(dataclasses.replace(item, owner=owner))
     _refuse_duplicates(items, problems)
@@ -166,29 +176,27 @@ def parse(params: t.Mapping[str, t.Any], project: str) -> Desired:
     )
 
 
-def _item(
-    raw: object, defaults: t.Mapping[str, t.Any], path: str, project: str, problems: Problems, warnings: list[str]
-) -> t.Optional[InstanceSpec]:
+def _defaults(raw: object, project: str, problems: Problems) -> t.Mapping[str, t.Any]:
+    """What every item has that does not say otherwise. Its mistakes are told once, not with every item."""
+    before = len(problems)
+    known = tuple(key for key in ITEM_KEYS if key not in NO_DEFAULTS)
+    fields = mapping(raw, "defaults", known, problems) or {}
+    if len(problems) == before:
+        _item({**fields, "name": "defaults"}, "defaults", project, problems, [])
+    return fields if len(problems) == before else {}
+
+
+def _item(raw: object, path: str, project: str, problems: Problems, warnings: list[str]) -> t.Optional[InstanceSpec]:
     before = len(problems)
     fields = mapping(raw, path, ITEM_KEYS, problems)
     if fields is None:
         return None
-    fields = {**defaults, **fields}
     if "name" not in fields:
         problems.add_text(f"{path}.name: missing: every instance needs a name, such as web-1")
     name, inventory_name = _names(fields.get("name"), path, problems, warnings)
-    mounts = [(f"{path}.mounts[{index}]", one) for index, one in enumerate(_list(fields, "mounts", path, problems))]
-    routes = []
-    for index, one in enumerate(_list(fields, "proxy", path, problems)):
-        place = f"{path}.proxy[{index}]"
-        if isinstance(one, str) and _MOUNT.fullmatch(one):
-            warnings.append(f"{place}: {show(one)} is a mount, not a route: taken as one; its key is mounts")
-            mounts.append((place, one))
-        else:
-            routes.append((index, one))
-    devices = _devices(fields.get("devices"), f"{path}.devices", problems)
-    for place, one in mounts:
-        _mount(one, place, devices, problems)
+    devices = mounts.parse_devices(fields.get("devices"), f"{path}.devices", problems)
+    routes, shares = _routes_and_mounts(fields, path, problems, warnings)
+    copy_of = images.parse_copy(fields["copy_of"], f"{path}.copy_of", problems) if "copy_of" in fields else None
     item = InstanceSpec(
         path=path,
         project=project,
@@ -199,20 +207,54 @@ def _item(
         image=images.parse(fields["image"], f"{path}.image", problems) if "image" in fields else None,
         description=_optional_text(fields, "description", path, problems),
         profiles=_profiles(fields, path, problems),
-        config=_config(fields.get("config"), f"{path}.config", problems),
+        config=config.parse(fields, path, problems),
         devices=devices,
         nat=nat_spec.parse_entries(fields.get("nat"), f"{path}.nat", problems),
         proxy=proxy_spec.parse_indexed(routes, f"{path}.proxy", problems),
         hostnames=_hostnames(fields, path, problems),
         python=bool(boolean(fields.get("python", False), f"{path}.python", problems)),
         ephemeral=_optional_boolean(fields, "ephemeral", path, problems),
-        target=_optional_text(fields, "target", path, problems) or "",
-        depends_on=_depends_on(fields, path, problems),
+        target=_target(fields, path, problems),
+        depends_on=_depends_on(fields, path, name, copy_of, problems),
         wait_for=waits.parse(fields.get("wait_for"), f"{path}.wait_for", problems),
-        copy_of=images.parse_copy(fields["copy_of"], f"{path}.copy_of", problems) if "copy_of" in fields else None,
+        copy_of=copy_of,
         recreate=bool(_optional_boolean(fields, "recreate", path, problems)),
+        mounts=mounts.parse(shares, devices, problems),
+        cloud_init=config.cloud_keys(fields),
+        disk=config.disk_limit(fields.get("limits"), path, problems),
+        address=wishes.parse(fields.get("address"), f"{path}.address", problems),
     )
+    _check(item, fields, problems)
     return item if len(problems) == before else None
+
+
+def _check(item: InstanceSpec, fields: t.Mapping[str, t.Any], problems: Problems) -> None:
+    """What each key allows and both together do not."""
+    if item.copy_of and item.image:
+        problems.add_text(f"{item.path}.copy_of: has image as well: one of them says what it is made from")
+    if item.copy_of and item.copy_of.name == item.name and not item.copy_of.snapshot:
+        problems.add_text(f"{item.path}.copy_of: {item.name} cannot be made from itself")
+    if item.ephemeral and item.state == "stopped":
+        problems.add_text(f"{item.path}.ephemeral: is deleted when it stops: state cannot be stopped")
+    nic = item.address.nic if item.address else ""
+    if item.address and nic and "ipv4.address" in item.devices.get(nic, {}):
+        problems.add_text(f"{item.path}.address: devices.{nic} has an ipv4.address as well: one of them is enough")
+
+
+def _routes_and_mounts(
+    fields: t.Mapping[str, t.Any], path: str, problems: Problems, warnings: list[str]
+) -> tuple[list[tuple[int, t.Any]], list[tuple[str, t.Any]]]:
+    """The items of proxy and of mounts, each with its place. A mount among the routes is taken as what it is."""
+    shares = [(f"{path}.mounts[{index}]", one) for index, one in enumerate(_list(fields, "mounts", path, problems))]
+    routes = []
+    for index, one in enumerate(_list(fields, "proxy", path, problems)):
+        place = f"{path}.proxy[{index}]"
+        if isinstance(one, str) and mounts.STRING.fullmatch(one):
+            warnings.append(f"{place}: {show(one)} is a mount, not a route: taken as one; its key is mounts")
+            shares.append((place, one))
+        else:
+            routes.append((index, one))
+    return routes, shares
 
 
 def _list(fields: t.Mapping[str, t.Any], key: str, path: str, problems: Problems) -> list[t.Any]:
@@ -267,15 +309,30 @@ def _optional_boolean(fields: t.Mapping[str, t.Any], key: str, path: str, proble
     return boolean(fields[key], f"{path}.{key}", problems) if key in fields else None
 
 
-def _depends_on(fields: t.Mapping[str, t.Any], path: str, problems: Problems) -> tuple[str, ...]:
+def _target(fields: t.Mapping[str, t.Any], path: str, problems: Problems) -> str:
+    """A member of the cluster, or @group."""
+    raw = fields.get("target", "")
+    if isinstance(raw, str) and (not raw or _TARGET.fullmatch(raw)):
+        return raw
+    problems.add(f"{path}.target", raw, "must be the name of a member of the cluster, or @ and the name of a group")
+    return ""
+
+
+def _depends_on(
+    fields: t.Mapping[str, t.Any], path: str, own: str, copy_of: t.Optional[images.CopyOf], problems: Problems
+) -> tuple[str, ...]:
     """Names of instances, with the underscores that an inventory may have as the server's hyphens."""
     raw = fields.get("depends_on")
     names = [raw] if isinstance(raw, str) else _list(fields, "depends_on", path, problems)
-    found: dict[t.Optional[str], None] = {}
+    found = []
     for index, name in enumerate(names):
-        known = name.replace("_", "-") if isinstance(name, str) else name
-        found[instance_name(known, f"{path}.depends_on[{index}]", problems)] = None
-    return tuple(name for name in found if name)
+        place = f"{path}.depends_on[{index}]"
+        known = instance_name(name.replace("_", "-") if isinstance(name, str) else name, place, problems)
+        if known and known == own:
+            problems.add(place, name, "is the instance itself")
+        found.append(known)
+    found.append(copy_of.name if copy_of else None)
+    return tuple(dict.fromkeys(name for name in found if name and name != own))
 
 
 def _profiles(fields: t.Mapping[str, t.Any], path: str, problems: Problems) -> t.Optional[tuple[str, ...]]:
@@ -292,13 +349,7 @@ def _hostnames(fields: t.Mapping[str, t.Any], path: str, problems: Problems) -> 
     return tuple(name for name in parsed if name)
 
 
-def _scalar(raw: object) -> t.Optional[str]:
-    """A value as the server wants it: text. A bare number or boolean gets a raw Go error there."""
-    if isinstance(raw, bool):
-        return "true" if raw else "false"
-    if isinstance(raw, (str, int, float)):
-        return str(raw)
-    return None
+_HIDDEN = "(hidden)"
 
 
 def hidden(params: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
@@ -310,99 +361,17 @@ def hidden(params: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
 
 
 def _hidden_item(item: t.Any) -> t.Any:
-    if not isinstance(item, dict) or not isinstance(item.get("config"), dict):
+    if not isinstance(item, dict):
         return item
-    config = {key: "(hidden)" if is_secret(str(key)) else value for key, value in item["config"].items()}
-    return {**item, "config": config}
-
-
-def is_secret(key: str) -> bool:
-    """Whether a key of an instance's config may hold a secret."""
-    return key.startswith(_HIDDEN)
-
-
-def _config(raw: object, path: str, problems: Problems) -> dict[str, str]:
-    if raw is None:
-        return {}
-    if not isinstance(raw, dict):
-        problems.add(path, raw, "must be a mapping of the server's keys, such as {limits.memory: 512MiB}")
-        return {}
-    config: dict[str, str] = {}
-    for key, value in raw.items():
-        place = f"{path}.{key}"
-        scalar = _scalar(value)
-        if str(key).startswith((_keys.PREFIX, "volatile.", "image.")):
-            problems.add_text(f"{place}: is the collection's or the server's own key, and cannot be declared")
-        elif not isinstance(key, str) or not re.fullmatch(r"[A-Za-z0-9_.:/-]+", key):
-            problems.add(path, key, "is not a key of the server, such as limits.memory")
-        elif scalar is None:
-            problems.add(place, "(hidden)" if is_secret(key) else value, "must be text, a number or a boolean")
-        else:
-            config[key] = scalar
-    return config
-
-
-def _devices(raw: object, path: str, problems: Problems) -> dict[str, dict[str, str]]:
-    if raw is None:
-        return {}
-    if not isinstance(raw, dict):
-        problems.add(path, raw, "must be a mapping of devices, such as {data: {type: disk, source: /srv, path: /srv}}")
-        return {}
-    devices: dict[str, dict[str, str]] = {}
-    for name, options in raw.items():
-        place = f"{path}.{name}"
-        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", name):
-            problems.add(path, name, "is not the name of a device, such as data")
-        elif not isinstance(options, dict) or "type" not in options:
-            problems.add(place, options, "must be a mapping with at least type, such as {type: disk, path: /srv}")
-        else:
-            devices[name] = _device(options, place, problems)
-    return devices
-
-
-def _device(options: t.Mapping[t.Any, t.Any], path: str, problems: Problems) -> dict[str, str]:
-    device = {}
-    for key, value in options.items():
-        scalar = _scalar(value)
-        if scalar is None:
-            problems.add(f"{path}.{key}", value, "must be text, a number or a boolean")
-        elif scalar:
-            # The server drops what is empty.
-            device[str(key)] = scalar
-    return device
-
-
-def _mount(raw: object, path: str, devices: dict[str, dict[str, str]], problems: Problems) -> None:
-    """Add a bind mount as a disk device, named after its place in the instance."""
-    parts = _mount_parts(raw, path, problems)
-    if parts is None:
-        return
-    source, target, readonly = parts
-    name = "mount-" + (re.sub(r"[^A-Za-z0-9]+", "-", target).strip("-") or "root")
-    if name[:64] in devices:
-        problems.add(path, raw, f"there is a device or mount for {target} already")
-        return
-    devices[name[:64]] = {
-        "type": "disk",
-        "source": source,
-        "path": target,
-        **({"readonly": "true"} if readonly else {}),
-    }
-
-
-def _mount_parts(raw: object, path: str, problems: Problems) -> t.Optional[tuple[str, str, bool]]:
-    if isinstance(raw, str):
-        match = _MOUNT.fullmatch(raw)
-        if match:
-            return match[1], match[2], match[3] == "ro"
-        problems.add(path, raw, MOUNT_RULE)
-        return None
-    before = len(problems)
-    fields = mapping(raw, path, ("source", "path", "readonly"), problems)
-    if fields is None or len(problems) > before:
-        return None
-    for key in ("source", "path"):
-        if not str(fields.get(key, "")).startswith("/"):
-            problems.add(f"{path}.{key}", fields.get(key), "must be an absolute path, such as /srv")
-    readonly = boolean(fields.get("readonly", False), f"{path}.readonly", problems)
-    return (fields["source"], fields["path"], bool(readonly)) if len(problems) == before else None
+    shown = dict(item)
+    if isinstance(item.get("config"), dict):
+        shown["config"] = {
+            key: _HIDDEN if config.is_secret(str(key)) else value for key, value in item["config"].items()
+        }
+    if isinstance(item.get("cloud_init"), dict):
+        shown["cloud_init"] = dict.fromkeys(item["cloud_init"], _HIDDEN)
+    elif item.get("cloud_init"):
+        shown["cloud_init"] = _HIDDEN
+    if isinstance(item.get("image"), dict) and item["image"].get("secret"):
+        shown["image"] = {**item["image"], "secret": _HIDDEN}
+    return shown

@@ -16,6 +16,7 @@ import typing as t
 from .. import _keys
 from .._server.snapshot import Instance
 from .._values import canonical_json
+from . import values
 from .spec import InstanceSpec
 
 Devices = t.Mapping[str, t.Mapping[str, str]]
@@ -38,8 +39,10 @@ class Update:
         return nothing and not (self.config or self.devices or self.drop_devices)
 
 
-def digest(value: object) -> str:
-    """The hash of a declared value that is kept on the instance: 16 hexadecimal digits of SHA-256."""
+def digest(value: t.Any, key: str = "") -> str:
+    """The hash of a declared value that is kept on the instance: 16 hexadecimal digits of SHA-256. Values that mean
+    the same have the same."""
+    value = values.canonical(key, value) if isinstance(value, str) else values.canonical_device(value)
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
 
 
@@ -52,7 +55,7 @@ def desired_update(item: InstanceSpec, existing: Instance, pins: Devices, python
     last = recorded(existing)
     config, devices = _declared_config(item), {**item.devices, **pins}
     record: dict[str, t.Any] = {
-        "config": {key: digest(value) for key, value in config.items()},
+        "config": {key: digest(value, key) for key, value in config.items()},
         "devices": {key: digest(value) for key, value in devices.items()},
     }
     made = sorted(set(pins) - set(item.devices))
@@ -62,12 +65,16 @@ def desired_update(item: InstanceSpec, existing: Instance, pins: Devices, python
         record["python"] = True
     config[_keys.MANAGED] = _keys.encode(record, item.project, item.name)
     # To a server, an empty value is none.
-    changed = {key: value for key, value in config.items() if existing.config.get(key, "") != value}
+    changed = {key: value for key, value in config.items() if not values.same(key, existing.config.get(key, ""), value)}
     for key in (*stale(last.get("config"), existing.config, config), *_copied(existing)):
         changed.setdefault(key, "")
     return Update(
         config=changed,
-        devices={name: options for name, options in devices.items() if existing.devices.get(name) != options},
+        devices={
+            name: options
+            for name, options in devices.items()
+            if not values.same_device(existing.devices.get(name), options)
+        },
         drop_devices=stale(last.get("devices"), existing.devices, devices),
         profiles=item.profiles if item.profiles is not None and item.profiles != existing.profiles else None,
         description=item.description if item.description not in (None, existing.description) else None,
@@ -87,7 +94,7 @@ def stale(last: object, present: t.Mapping[str, t.Any], declared: t.Container[st
     return tuple(
         key
         for key, was in sorted(last.items())
-        if key not in declared and key in present and digest(present[key]) == was
+        if key not in declared and key in present and digest(present[key], key) == was
     )
 
 

@@ -128,6 +128,8 @@ class Server:
     clustered: bool
     extensions: frozenset[str]
     architectures: tuple[str, ...]
+    # What its kernel can, such as idmapped_mounts.
+    features: frozenset[str] = frozenset()
 
     @classmethod
     def from_api(cls, raw: Raw) -> Server:
@@ -140,6 +142,9 @@ class Server:
             clustered=bool(environment.get("server_clustered")),
             extensions=frozenset(raw.get("api_extensions") or ()),
             architectures=tuple(environment.get("architectures") or ()),
+            features=frozenset(
+                name for name, able in (environment.get("kernel_features") or {}).items() if able == "true"
+            ),
         )
 
 
