@@ -62,15 +62,15 @@ class Room:
     def make(self, names: t.Iterable[str], start: bool = False, **spec: t.Any) -> list[str]:
         """Make those that are not there, of busybox unless spec says otherwise."""
         wanted, there = list(names), self.names()
-        body = {"source": {"type": "image", "alias": BUSYBOX}, "profiles": ["default"], **spec}
-
-        def make_one(name: str) -> None:
-            self.server.request("POST", "instances", {"name": name, **body})
-            if start:
-                self.server.request("PUT", f"instances/{name}/state", {"action": "start"})
-
-        each(make_one, [name for name in wanted if name not in there])
+        each(lambda name: self.make_one(name, start, **spec), [name for name in wanted if name not in there])
         return wanted
+
+    def make_one(self, name: str, start: bool = False, **spec: t.Any) -> None:
+        """Make an instance, of busybox unless spec says otherwise."""
+        body = {"source": {"type": "image", "alias": BUSYBOX}, "profiles": ["default"], **spec}
+        self.server.request("POST", "instances", {"name": name, **body})
+        if start:
+            self.server.request("PUT", f"instances/{name}/state", {"action": "start"})
 
     def remove(self, names: t.Iterable[str]) -> None:
         """Delete those that are there, running or not."""
@@ -117,10 +117,11 @@ class Room:
                 raise Failed(f"{name}: {script}: exit {code} after {seconds:g} s: {error.decode(errors='replace')}")
             time.sleep(0.1)
 
-    def address(self, name: str) -> str:
-        """The IPv4 address that an instance has on its first NIC."""
-        nic = self.server.request("GET", f"instances/{name}/state")["network"]["eth0"]
-        return next(str(one["address"]) for one in nic["addresses"] if one["family"] == "inet")
+    def addresses(self, name: str) -> list[str]:
+        """The IPv4 addresses that an instance has on its first NIC."""
+        networks = self.server.request("GET", f"instances/{name}/state")["network"] or {}
+        nic = networks.get("eth0", {"addresses": []})
+        return [one["address"] for one in nic["addresses"] if one["family"] == "inet"]
 
 
 def each(work: t.Callable[[str], object], names: t.Sequence[str], workers: int = WORKERS) -> None:

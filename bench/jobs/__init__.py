@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from . import commands, files, inventory
+from . import commands, files, instances, inventory
 
 JOBS = (
     inventory.Inventory,
@@ -15,4 +15,9 @@ JOBS = (
     files.Copy,
     files.Put,
     files.Fetch,
+    instances.Create,
+    instances.Unchanged,
+    instances.Change,
+    instances.Delete,
+    instances.Plan,
 )

@@ -97,7 +97,7 @@ class Command(Job):
         }
         lxd = {"ansible_lxd_project": room.project}
         over_ssh = hosts(names, ansible_connection="ssh", **ssh)
-        over_ssh["all"]["hosts"] = {name: {"ansible_host": room.address(name)} for name in names}
+        over_ssh["all"]["hosts"] = {name: {"ansible_host": room.addresses(name)[0]} for name in names}
         mitogen = {"ANSIBLE_STRATEGY_PLUGINS": _mitogen_folder(), "ANSIBLE_STRATEGY": "mitogen_linear"}
         mitogen_lxd = {**mitogen, "LXD_CONF": _client_configuration(place, room.project)}
         try:

@@ -27,7 +27,7 @@ class Copy(Job):
     name = "copy"
     title = f"copy of {SMALL} small files"
     room = "commands"
-    runs = 5
+    runs = 3
     peers = (Peer("peer", "", 0.7),)
 
     def __init__(self, place: Place) -> None:
