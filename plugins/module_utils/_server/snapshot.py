@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import typing as t
 
 from .._errors import NotFound
@@ -162,10 +163,11 @@ class Snapshot:
 
     def find(self, project: str, name: str) -> t.Optional[Instance]:
         """The instance of that name, or None."""
-        for instance in self.instances:
-            if (instance.project, instance.name) == (project, name):
-                return instance
-        return None
+        return self._by_name.get((project, name))
+
+    @functools.cached_property
+    def _by_name(self) -> dict[tuple[str, str], Instance]:
+        return {(instance.project, instance.name): instance for instance in self.instances}
 
     def addresses(self, instance: Instance) -> tuple[Address, ...]:
         """Its global addresses, sorted by device and family: pins first, else what it has now while it runs."""
