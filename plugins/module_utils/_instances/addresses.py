@@ -56,27 +56,46 @@ def subnet(network: Network) -> t.Optional[netaddr.IPNetwork]:
     return netaddr.IPNetwork(value) if "/" in value else None
 
 
-def pick(network: Network, used: t.Collection[str]) -> t.Optional[str]:
+def pick(network: Network, used: t.Collection[str], allows: t.Callable[[str], bool] = bool) -> t.Optional[str]:
     """The lowest free address of a network: not its own, not the gateway's, not the broadcast, not in ``used``.
 
     Returns None where the network has no IPv4 or is full.
     """
+    for address in usable(network):
+        if address not in used and allows(address):
+            return address
+    return None
+
+
+def usable(network: Network) -> t.Iterator[str]:
+    """The addresses of a network that an instance can have, in order."""
+    blocked = _blocked(network)
+    for address in subnet(network) or ():
+        if address not in blocked:
+            yield str(address)
+
+
+def is_usable(network: Network, address: str) -> bool:
+    """Whether an instance can have an address."""
+    whole = subnet(network)
+    return whole is not None and address in whole and address not in _blocked(network)
+
+
+def _blocked(network: Network) -> netaddr.IPSet:
     import netaddr
 
+    blocked = netaddr.IPSet()
     whole = subnet(network)
     if whole is None:
-        return None
-    blocked = netaddr.IPSet([whole.ip, whole.network])
+        return blocked
+    blocked.update([whole.ip, whole.network])
     if whole.broadcast is not None:
         blocked.add(whole.broadcast)
     for key in ("ipv4.ovn.ranges", "ipv4.routes"):
         for part in filter(None, (part.strip() for part in network.config.get(key, "").split(","))):
             first, dash, last = part.partition("-")
             blocked.add(netaddr.IPRange(first, last) if dash else netaddr.IPNetwork(first))
-    for address in whole:
-        if address not in blocked and str(address) not in used:
-            return str(address)
-    return None
+    return blocked
 
 
 def leased(instance: Instance, device: str, leases: t.Iterable[Lease]) -> t.Optional[str]:

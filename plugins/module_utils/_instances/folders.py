@@ -15,6 +15,9 @@ import typing as t
 from .mounts import Folder
 from .spec import InstanceSpec
 
+# A range of so many ids is one for whole containers.
+_RANGE = 65536
+
 
 def read(items: t.Iterable[InstanceSpec], endpoint: str) -> dict[str, Folder]:
     """The folders of all mounts, by source. None where the server is on another machine, or in a container."""
@@ -55,11 +58,13 @@ def _mount_points() -> dict[str, str]:
 
 
 def _delegated(path: str) -> list[range]:
-    """The ids of the host that root may map into containers."""
+    """The ids of the host that root may map into containers, besides those that are no user's."""
     try:
         with open(path, encoding="utf-8") as lines:
             parts = [line.strip().split(":") for line in lines]
     except OSError:
         return []
     numbers = [part for part in parts if len(part) == 3 and part[0] in ("root", "0") and part[1].isdigit()]
-    return [range(int(first), int(first) + int(count)) for _name, first, count in numbers if count.isdigit()]
+    found = [range(int(first), int(first) + int(count)) for _name, first, count in numbers if count.isdigit()]
+    # A server refuses ids out of the range that it gives to containers.
+    return [one for one in found if len(one) < _RANGE]

@@ -72,16 +72,25 @@ def needs(desired: Desired, snapshot: Snapshot) -> Needs:
             continue
         if existing is None:
             images = images or item.copy_of is None
-            pins = pins or item.publishes
-            profiles = profiles or item.publishes or item.profiles is not None or bool(item.disk)
+            pinned = item.publishes or item.address is not None
+            pins = pins or pinned
+            profiles = profiles or pinned or item.profiles is not None or bool(item.disk)
         else:
             moves = _has_other_nics(item, existing)
             unpinned = any(not nic.ipv4 or addresses.has_to_move(existing, nic, shared) for nic in existing.nics)
-            pins = pins or (item.publishes and (moves or unpinned))
+            unmet = item.address is not None and (moves or _not_as_wished(item, existing, shared))
+            pins = pins or unmet or (item.publishes and (moves or unpinned))
             profiles = profiles or moves
             if item.python and existing.running and not recorded(existing).get("python"):
                 python.append(existing.name)
     return Needs(pins, images, profiles, tuple(python))
+
+
+def _not_as_wished(item: InstanceSpec, existing: Instance, shared: addresses.Pinned) -> bool:
+    nic = pins.wished_nic(item, existing)
+    if nic is None or item.address is None:
+        return item.address is not None
+    return not item.address.met(nic.ipv4, nic.ipv6) or addresses.has_to_move(existing, nic, shared)
 
 
 def plan(desired: Desired, observed: Observed, check_mode: bool) -> Plan:
@@ -91,7 +100,8 @@ def plan(desired: Desired, observed: Observed, check_mode: bool) -> Plan:
     """
     problems, warnings = Problems(), list(desired.warnings)
     everywhere = observed.everywhere or observed.snapshot.instances
-    picker = pins.Picker(observed.networks, everywhere, observed.snapshot.leases, desired.declared)
+    fixed = [item.address.ipv4 for item in desired.items if item.address and item.state != "absent"]
+    picker = pins.Picker(observed.networks, everywhere, observed.snapshot.leases, desired.declared, fixed)
     changes = []
     names = {item.name for item in desired.items if item.state != "absent"}
     for said in desired.items:
