@@ -9,6 +9,7 @@ It is the floor of the benchmarks, and what they make and delete their instances
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.client
 import json
 import os
@@ -22,6 +23,8 @@ import urllib.parse
 STREAMS = ("0", "1", "2")
 TEXT, CLOSE, PING = 1, 8, 9
 PART = 1 << 20
+# A server that is stuck fails the run instead of holding it for ever.
+TIMEOUT = 300.0
 
 
 class ServerRefused(Exception):
@@ -39,6 +42,7 @@ class _Connection(http.client.HTTPConnection):
 
 def _connected(path: str) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.settimeout(TIMEOUT)
     sock.connect(path)
     return sock
 
@@ -90,9 +94,11 @@ class Server:
                 where = self._target(f"operations/{operation['id']}/websocket", {"secret": keys[name]})
                 _ask_for_websocket(sock, where)
             readers = {name: _Frames(sock) for name, sock in sockets.items()}
-            if stdin:
-                sockets["0"].sendall(frame(2, stdin))
-            sockets["0"].sendall(frame(TEXT, b""))
+            # A command may end without having read it.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                if stdin:
+                    sockets["0"].sendall(frame(2, stdin))
+                sockets["0"].sendall(frame(TEXT, b""))
             output = [readers[name].all() for name in STREAMS[1:]]
             done = self.request("GET", f"operations/{operation['id']}/wait")
         finally:
