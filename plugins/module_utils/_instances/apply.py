@@ -21,7 +21,7 @@ from .._plan import Plan
 from .._server import install, operations, snapshot
 from .._server.driver import Driver, Response, api
 from .._server.snapshot import Instance, Snapshot
-from . import addresses, folders, pins, python, settle
+from . import addresses, fetch, folders, pins, python, settle
 from .plan import InstanceChange, Needs, Observed, needs, plan
 from .present import present
 from .spec import Desired, InstanceSpec
@@ -71,7 +71,9 @@ def _read_more(desired: Desired, driver: Driver, first: Snapshot, wanted: Needs)
         raw = driver.request("GET", api("profiles"), query=query).metadata or []
         observed = dataclasses.replace(observed, profiles={one["name"]: one.get("devices") or {} for one in raw})
     if wanted.images:
-        observed = dataclasses.replace(observed, images=_read_images(driver, desired.project))
+        missing = [item for item in desired.items if not first.find(item.project, item.name)]
+        known = _read_images(driver, desired.project)
+        observed = dataclasses.replace(observed, images=known, files=fetch.fingerprints(missing))
     if wanted.python:
         probes = _each(wanted.python, desired.concurrency, lambda name: _probe(driver, name, desired.project))
         observed = dataclasses.replace(observed, python=probes)
@@ -98,8 +100,9 @@ def apply(desired: Desired, observed: Observed, planned: Plan, context: Context)
 
     ``values["instances"]`` holds the state afterwards, read anew.
     """
+    errors = fetch.bring(planned.changes, context.driver, desired.project, desired.timeout)
     changes = [change for change in planned.changes if isinstance(change, InstanceChange)]
-    errors: dict[str, str] = {}
+    changes = [change for change in changes if not (change.spec and change.spec.name in errors)]
     warnings: list[str] = []
     with concurrent.futures.ThreadPoolExecutor(max_workers=desired.concurrency) as pool:
         futures = {
@@ -215,6 +218,8 @@ class _Worker:
                 return
             try:
                 self._write(target, response)
+                if existing.running:
+                    folders.grant(self.spec.mounts, existing.config)
                 return
             except PreconditionFailed:
                 if attempt == 2:
@@ -262,6 +267,8 @@ class _Worker:
 
     def _begin(self, action: str) -> None:
         """Start; where the kernel shifts no owners after all, with the owners of mounts mapped."""
+        if any(mount.acl for mount in self.spec.mounts):
+            folders.grant(self.spec.mounts, self._get()[0].config)
         try:
             self._state(action)
         except ServerError as error:

@@ -4,19 +4,24 @@
 
 # This code is private to mage.lxd: it may change without notice.
 
-"""What the host knows of the folders that are mounted into instances, if the server is on this machine."""
+"""The folders of this machine that are mounted into instances: what is known of them, and their access lists."""
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import stat
 import typing as t
 
-from .mounts import Folder
+from .._errors import MageError
+from . import acl
+from .mounts import Folder, Mount
 from .spec import InstanceSpec
 
 # A range of so many ids is one for whole containers.
 _RANGE = 65536
+_ACCESS, _DEFAULT = "system.posix_acl_access", "system.posix_acl_default"
 
 
 def read(items: t.Iterable[InstanceSpec], endpoint: str) -> dict[str, Folder]:
@@ -40,6 +45,50 @@ def read(items: t.Iterable[InstanceSpec], endpoint: str) -> dict[str, Folder]:
         allowed = any(status.st_uid in one for one in users) and any(status.st_gid in one for one in groups)
         found[source] = Folder(points.get(point, ""), status.st_uid, status.st_gid, allowed)
     return found
+
+
+def grant(mounts: t.Iterable[Mount], config: t.Mapping[str, str]) -> None:
+    """Let the root of a container into the folders that ask for access lists; what it makes there stays its owner's,
+    too. Raises MageError."""
+    root = acl.root_of(config)
+    for mount in mounts:
+        if not mount.acl or root is None:
+            continue
+        rights = acl.READ if mount.readonly else acl.READ | acl.WRITE
+        try:
+            owner = os.stat(mount.source).st_uid
+            for folder, _folders, files in os.walk(mount.source):
+                for path in (folder, *(os.path.join(folder, name) for name in files)):
+                    _grant(path, root, owner, rights)
+        except OSError as error:
+            raise MageError(f"{mount.place}.acl: {error.filename or mount.source}: {error.strerror}") from error
+
+
+def _grant(path: str, root: int, owner: int, rights: int) -> None:
+    status = os.lstat(path)
+    folder = stat.S_ISDIR(status.st_mode)
+    if not (folder or stat.S_ISREG(status.st_mode)):
+        return
+    held = rights | (acl.EXECUTE if folder or status.st_mode & 0o111 else 0)
+    _write(path, _ACCESS, acl.granted(_read(path, _ACCESS), status.st_mode, [root], held))
+    if folder:
+        default = _read(path, _DEFAULT)
+        default = acl.granted(default, status.st_mode, [root], held)
+        _write(path, _DEFAULT, acl.granted(default, status.st_mode, [owner] if owner else [], 7))
+
+
+def _read(path: str, kind: str) -> t.Optional[bytes]:
+    try:
+        return os.getxattr(path, kind, follow_symlinks=False)
+    except OSError as error:
+        if error.errno == errno.ENODATA:
+            return None
+        raise
+
+
+def _write(path: str, kind: str, value: bytes) -> None:
+    if _read(path, kind) != value:
+        os.setxattr(path, kind, value, follow_symlinks=False)
 
 
 def _within(path: str, folder: str) -> bool:

@@ -165,6 +165,8 @@ def source(image: Image, known: t.Collection[str]) -> t.Optional[dict[str, t.Any
         return _remote(image)
     if image.properties:
         return {"type": "image", "properties": dict(image.properties)}
+    if image.file:
+        return {"type": "image", "fingerprint": image.fingerprint} if image.fingerprint else None
     base, slash, last = image.alias.rpartition("/")
     for alias in (image.alias, base if slash and last in ARCHITECTURES else ""):
         if alias and alias in known:

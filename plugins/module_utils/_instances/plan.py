@@ -15,7 +15,7 @@ from .._plan import Change, Plan
 from .._server.published import ABSENT
 from .._server.snapshot import Instance, Network, Snapshot
 from .._values import Problems, nearest, show
-from . import addresses, images, mounts, pins, settle, shown
+from . import addresses, fetches, images, mounts, pins, settle, shown
 from .spec import Desired, InstanceSpec
 from .update import Devices, desired_update, recorded, stale
 
@@ -26,7 +26,8 @@ class Observed:
 
     ``everywhere`` are the instances of all projects, ``profiles`` maps names to devices, ``networks`` names to
     networks, ``images`` aliases and fingerprints, ``python`` instance names to what the probe said, ``folders`` the
-    sources of mounts to what is known of them where the server is on this machine.
+    sources of mounts to what is known of them where the server is on this machine, ``files``
+    files of images to their fingerprints.
     """
 
     snapshot: Snapshot
@@ -36,6 +37,7 @@ class Observed:
     images: frozenset[str] = frozenset()
     python: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
     folders: t.Mapping[str, mounts.Folder] = dataclasses.field(default_factory=dict)
+    files: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,11 +104,15 @@ def plan(desired: Desired, observed: Observed, check_mode: bool) -> Plan:
     everywhere = observed.everywhere or observed.snapshot.instances
     fixed = [item.address.ipv4 for item in desired.items if item.address and item.state != "absent"]
     picker = pins.Picker(observed.networks, everywhere, observed.snapshot.leases, desired.declared, fixed)
-    changes = []
+    changes: list[Change] = []
+    created: list[InstanceSpec] = []
     names = {item.name for item in desired.items if item.state != "absent"}
     for said in desired.items:
         existing = observed.snapshot.find(said.project, said.name)
         item = _settled(said, existing, observed, problems, warnings)
+        if existing is None and item.state != "absent":
+            item = fetches.known(item, observed.files, check_mode, problems)
+            created.append(item)
         if item.state == "absent":
             change = _deletion(item, existing)
         elif existing is None:
@@ -118,7 +124,7 @@ def plan(desired: Desired, observed: Observed, check_mode: bool) -> Plan:
         if change:
             changes.append(change)
     problems.raise_if_any()
-    return Plan(tuple(changes), tuple(warnings))
+    return Plan((*fetches.fetches(created, observed.images), *changes), tuple(warnings))
 
 
 def _settled(

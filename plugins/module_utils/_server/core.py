@@ -45,7 +45,7 @@ class CoreDriver:
         headers: t.Optional[t.Mapping[str, str]] = None,
         timeout: t.Optional[float] = None,
     ) -> Response:
-        """One HTTP request. ``body`` is sent as it is if bytes, else as JSON. Raises ServerError from status 400 on."""
+        """One HTTP request. ``body`` is sent as it is if bytes or a file, else as JSON. ServerError from 400 on."""
         data, sent = encoded(body, headers)
         limit = timeout or self.options.request_timeout
         with self.transport.exchange(method, path, query, data, sent, limit) as answer:
@@ -112,9 +112,11 @@ class CoreDriver:
         self.transport.close()
 
 
-def encoded(body: t.Any, headers: t.Optional[t.Mapping[str, str]]) -> tuple[t.Optional[bytes], dict[str, str]]:
-    """A body and its headers as they are sent."""
+def encoded(body: t.Any, headers: t.Optional[t.Mapping[str, str]]) -> tuple[t.Any, dict[str, str]]:
+    """A body and its headers as they are sent: an open file as it is, so that it need not fit into memory."""
     sent = dict(headers or {})
+    if hasattr(body, "read"):
+        return body, sent
     if body is None or isinstance(body, (bytes, bytearray)):
         return (None if body is None else bytes(body)), sent
     sent.setdefault("Content-Type", "application/json")

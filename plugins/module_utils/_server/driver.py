@@ -61,7 +61,7 @@ class Driver(t.Protocol):
         headers: t.Optional[t.Mapping[str, str]] = None,
         timeout: t.Optional[float] = None,
     ) -> Response:
-        """One HTTP request. ``body`` is sent as it is if bytes, else as JSON. Raises ServerError from status 400 on."""
+        """One HTTP request. ``body`` is sent as it is if bytes or a file, else as JSON. ServerError from 400 on."""
 
     def execute(
         self,

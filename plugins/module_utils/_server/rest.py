@@ -56,7 +56,7 @@ class RestDriver(CoreDriver):
         headers: t.Optional[t.Mapping[str, str]] = None,
         timeout: t.Optional[float] = None,
     ) -> Response:
-        """One HTTP request. ``body`` is sent as it is if bytes, else as JSON. Raises ServerError from status 400 on."""
+        """One HTTP request. ``body`` is sent as it is if bytes or a file, else as JSON. ServerError from 400 on."""
         self.requests.append((method, path))
         data, sent = encoded(body, headers)
         limit = timeout or self.options.request_timeout
