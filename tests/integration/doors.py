@@ -12,6 +12,7 @@ import typing as t
 from pathlib import Path
 
 from ansible_collections.mage.lxd.plugins.module_utils._server import options
+from ansible_collections.mage.lxd.plugins.module_utils._server.cli import CliDriver
 from ansible_collections.mage.lxd.plugins.module_utils._server.core import CoreDriver
 from ansible_collections.mage.lxd.plugins.module_utils._server.rest import RestDriver
 from ansible_collections.mage.lxd.tests.integration import server, tls
@@ -85,13 +86,20 @@ WAYS: dict[str, t.Callable[[Path], t.ContextManager[Opened]]] = {
     "incus": _incus_socket,
     "https": _lxd_https,
 }
-DRIVERS: dict[str, t.Callable[[options.ServerOptions], CoreDriver]] = {"core": CoreDriver, "pylxd": RestDriver}
+Driver = t.Union[CoreDriver, CliDriver]
+DRIVERS: dict[str, t.Callable[[options.ServerOptions], Driver]] = {
+    "core": CoreDriver,
+    "pylxd": RestDriver,
+    "cli": CliDriver,
+}
 # The name of a door: its driver and its way.
 DOORS: dict[str, tuple[str, str]] = {
     "core-lxd": ("core", "lxd"),
     "core-https": ("core", "https"),
     "pylxd-lxd": ("pylxd", "lxd"),
     "pylxd-https": ("pylxd", "https"),
+    "cli-lxd": ("cli", "lxd"),
+    "cli-https": ("cli", "https"),
 }
 
 
@@ -111,7 +119,7 @@ class Doors:
             self._open[name] = self._stack.enter_context(WAYS[name](folder))
         return self._open[name]
 
-    def driver(self, door: str) -> CoreDriver:
+    def driver(self, door: str) -> Driver:
         """A new driver of a door (a key of DOORS), to be closed by the caller."""
         driver, way = DOORS[door]
         return DRIVERS[driver](self.way(way)[1])

@@ -85,6 +85,11 @@ class Command:
         options = {"user": self.user, "group": self.group, "cwd": self.cwd}
         return {**body, **{key: value for key, value in options.items() if value is not None}}
 
+    def killer(self) -> Command:
+        """The command that kills this one with all that it has started, where the instance has a shell."""
+        argv = ["sh", "-c", _KILL_ALL, "sh", self.mark]
+        return Command(self.instance, argv, self.project, cwd="/")
+
 
 def run(transport: Transport, command: Command, start: t.Callable[[dict[str, t.Any]], Response]) -> Completed:
     """Run a command to its end. ``start`` posts its body. Raises DeadlinePassed after having killed it."""
@@ -105,18 +110,7 @@ def run(transport: Transport, command: Command, start: t.Callable[[dict[str, t.A
 
 def _kill_all(transport: Transport, command: Command, start: t.Callable[[dict[str, t.Any]], Response]) -> None:
     """Kill a command with all that it has started. An instance that has no shell keeps what the command left."""
-    killer = dataclasses.replace(
-        command,
-        argv=["sh", "-c", _KILL_ALL, "sh", command.mark],
-        stdin=b"",
-        environment={},
-        user=None,
-        group=None,
-        cwd="/",
-        timeout=None,
-        gate=None,
-    )
-    run(transport, killer, start)
+    run(transport, command.killer(), start)
 
 
 class _Session:

@@ -55,21 +55,40 @@ class Place:
 
 
 def push(transport: Transport, place: Place, data: t.BinaryIO, size: int, execute: Execute) -> None:
-    """Write ``size`` bytes to a file. Where a shell runs in the instance, the file is there whole or not at all."""
+    """Write ``size`` bytes to a file over the API. See ``deliver``."""
+
+    def write(target: Place, request: str) -> None:
+        _write(transport, target, data, size, request)
+
+    deliver(place, data, size, execute, write, lambda temporary: _forget(transport, temporary))
+
+
+def deliver(
+    place: Place,
+    data: t.BinaryIO,
+    size: int,
+    execute: Execute,
+    write: t.Callable[[Place, str], None],
+    forget: t.Callable[[Place], None],
+) -> None:
+    """Write a file. Where a shell runs in the instance, the file is there whole or not at all.
+
+    ``write`` puts what is left of ``data`` to a place and ``forget`` removes it; ``execute`` runs a command.
+    """
     temporary = dataclasses.replace(
         place, path=posixpath.join(posixpath.dirname(place.path), f".mage-{secrets.token_hex(8)}")
     )
     start = data.tell()
     try:
-        _write(transport, temporary, data, size, place.request("push"))
+        write(temporary, place.request("push"))
         renamed = _rename(execute, temporary, place, size)
     except BaseException:
-        _forget(transport, temporary)
+        forget(temporary)
         raise
     if not renamed:
-        _forget(transport, temporary)
+        forget(temporary)
         data.seek(start)
-        _write(transport, place, data, size, place.request("push"))
+        write(place, place.request("push"))
 
 
 def _rename(execute: Execute, temporary: Place, place: Place, size: int) -> bool:
@@ -92,12 +111,11 @@ def _write(transport: Transport, place: Place, data: t.BinaryIO, size: int, requ
     for prefix in ("X-LXD-", "X-Incus-"):
         values = {"type": "file", "write": "overwrite", "mode": f"{place.mode:04o}", "uid": place.uid, "gid": place.gid}
         headers.update({prefix + key: str(value) for key, value in values.items()})
-    body = _Sized(data, size)
+    body = Sized(data, size)
     with transport.exchange("POST", _path(place), _query(place), body, headers, TIMEOUT) as answer:
         response = Response(answer.status, lowered(answer), answer.read())
     checked(response, request)
-    if body.missing:
-        raise InvalidInput([f"{request}: the file became {body.missing} bytes shorter while it was read"])
+    body.check(request)
 
 
 def _forget(transport: Transport, temporary: Place) -> None:
@@ -144,9 +162,13 @@ def _refusal(response: Response, request: str) -> ServerError:
     try:
         checked(response, request)
     except ServerError as e:
-        missing = "not exist" in e.message or "no such file" in e.message.lower()
-        return NotFound(404, e.message, request) if missing else e
+        return NotFound(404, e.message, request) if tells_of_missing(e.message) else e
     return ServerError(response.status, "no reason given", request)
+
+
+def tells_of_missing(message: str) -> bool:
+    """Whether a server's message says that there is no such file."""
+    return "not exist" in message or "no such file" in message.lower()
 
 
 def _path(place: Place) -> str:
@@ -157,7 +179,7 @@ def _query(place: Place) -> dict[str, str]:
     return {"path": place.path, "project": place.project}
 
 
-class _Sized(io.RawIOBase):
+class Sized(io.RawIOBase):
     """As many bytes of a file as were announced. Where there are fewer, zeros follow, and ``missing`` says how many.
 
     To hang up instead would leave the server to write what it got after the temporary file was removed.
@@ -168,6 +190,11 @@ class _Sized(io.RawIOBase):
         self._data = data
         self._left = size
         self.missing = 0
+
+    def check(self, request: str) -> None:
+        """Raise InvalidInput if there were fewer."""
+        if self.missing:
+            raise InvalidInput([f"{request}: the file became {self.missing} bytes shorter while it was read"])
 
     def readable(self) -> bool:
         return True

@@ -1,0 +1,315 @@
+# Copyright: the mage.lxd contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# This code is private to mage.lxd: it may change without notice.
+
+"""The driver of the client programs: ``lxc`` for LXD, ``incus`` for Incus, here or inside another server's instance."""
+
+from __future__ import annotations
+
+import io
+import json
+import typing as t
+
+from .._errors import (
+    DeadlinePassed,
+    InvalidInput,
+    MageError,
+    NotFound,
+    PreconditionFailed,
+    ServerError,
+    ServerUnreachable,
+)
+from . import cli_exec, cli_texts, files, runner, sockets
+from .core import CoreDriver
+from .driver import Completed, Response
+from .exec import Command, Gate
+from .options import SOCKETS, ServerOptions
+from .relay import Relay
+
+PROGRAMS = {"lxd": "lxc", "incus": "incus"}
+_NO_SUCH_COMMAND = 127
+_CONSOLE_HEAD = b"\nConsole log:\n\n"
+
+
+class CliDriver:
+    """A way to one server by its client program. See ``driver.Driver``; safe to share between threads.
+
+    Without a runner, the client runs on this machine. ``requests`` counts as a transport does: (method, path).
+    """
+
+    def __init__(
+        self,
+        options: ServerOptions,
+        run_by: t.Optional[runner.Runner] = None,
+        client: t.Optional[str] = None,
+    ) -> None:
+        self.options = options
+        self.requests: list[tuple[str, str]] = []
+        self._client = client or _program(options)
+        self._relay = None if run_by is not None or options.socket_path else Relay(options)
+        self._is_here = run_by is None
+        path = self._relay.path if self._relay else options.socket_path or ""
+        self._runner = run_by or runner.LocalRunner(path)
+
+    @property
+    def endpoint(self) -> str:
+        """Where the server is, as a person would write it."""
+        return self.options.shown
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        query: t.Optional[t.Mapping[str, str]] = None,
+        body: t.Any = None,
+        headers: t.Optional[t.Mapping[str, str]] = None,
+        timeout: t.Optional[float] = None,
+    ) -> Response:
+        """One request, by the command of the client that does it. What has none is refused: see docs/servers.md."""
+        self.requests.append((method, path))
+        asked = _Asked(method, path, dict(query or {}), _parsed(body), timeout or self.options.request_timeout)
+        if method == "GET":
+            return self._get(asked)
+        expected = {name.lower(): value for name, value in (headers or {}).items()}.get("if-match")
+        current = None
+        if expected or method == "PATCH":
+            current = self._get(asked._replace(method="GET", body=None))
+            if expected and current.headers.get("etag") != expected:
+                raise PreconditionFailed(412, "it was changed since it was read", asked.name)
+        return self._write(asked, current)
+
+    def _write(self, asked: _Asked, current: t.Optional[Response]) -> Response:
+        if asked.body is None or cli_texts.is_plain(asked.body):
+            return self._query(asked)
+        if isinstance(asked.body, dict):
+            cli_texts.check_types(asked.body, asked.name)
+            flags = cli_texts.target_flags(asked.query)
+            edit = cli_texts.edit_of(asked.path)
+            if edit and flags is not None and asked.method in ("PUT", "PATCH"):
+                body = cli_texts.merged(current.metadata, asked.body) if current and asked.method == "PATCH" else None
+                return self._edit(edit, flags, body or asked.body, asked)
+            if (asked.method, asked.path) == ("POST", "/1.0/instances") and flags is not None:
+                creation = cli_texts.creation_of(asked.body)
+                if creation:
+                    return self._create(creation, flags, asked)
+        told = f"{self._client} takes this only on its command line, where everybody can read it: use driver: rest"
+        raise ServerError(501, told, asked.name)
+
+    def _get(self, asked: _Asked) -> Response:
+        console = cli_texts.console_of(asked.path)
+        if console:
+            # By a plain query the server would hand the log out twice, and has it only once.
+            flags = cli_texts.target_flags(asked.query) or []
+            said = self._run(["console", "--show-log", *flags, "--", console], asked).stdout
+            return Response(200, {}, said.removeprefix(_CONSOLE_HEAD))
+        response = self._query(asked)
+        return response._replace(headers={"etag": cli_texts.etag(_metadata(response))})
+
+    def _query(self, asked: _Asked) -> Response:
+        words = ["query", "--raw", "--request", asked.method]
+        words += [] if asked.body is None else ["--data", json.dumps(asked.body)]
+        body = self._run([*words, "--", cli_texts.with_query(asked.path, asked.query)], asked).stdout
+        response = Response(200, {}, body)
+        return response._replace(status=202) if _kind(response) == "async" else response
+
+    def _edit(
+        self, edit: cli_texts.Edit, flags: t.Sequence[str], body: t.Mapping[str, t.Any], asked: _Asked
+    ) -> Response:
+        """The client waits for the operation itself."""
+        stdin = cli_texts.as_yaml(body)
+        self._run([*edit.command, *flags, "--", edit.operand], asked._replace(timeout=self.options.timeout), stdin)
+        return _DONE
+
+    def _create(self, creation: cli_texts.Creation, flags: t.Sequence[str], asked: _Asked) -> Response:
+        late = asked._replace(timeout=self.options.timeout)
+        self._run(["init", *creation.flags, *flags, "--", *creation.operands], late, creation.stdin)
+        if creation.description:
+            made = self._get(late._replace(method="GET", path=creation.path, body=None)).metadata
+            if made.get("description") != creation.description:
+                edit = t.cast(cli_texts.Edit, cli_texts.edit_of(creation.path))
+                self._edit(edit, flags, {**cli_texts.writable(made), "description": creation.description}, late)
+        return _DONE
+
+    def execute(
+        self,
+        instance: str,
+        argv: t.Sequence[str],
+        project: str = "default",
+        stdin: t.Union[bytes, t.BinaryIO] = b"",
+        environment: t.Optional[t.Mapping[str, str]] = None,
+        timeout: t.Optional[float] = None,
+        user: t.Optional[int] = None,
+        group: t.Optional[int] = None,
+        cwd: t.Optional[str] = None,
+        gate: t.Optional[Gate] = None,
+    ) -> Completed:
+        """Run a command in a running instance and wait for its end; as root in /root, unless told otherwise.
+
+        Raises DeadlinePassed after ``timeout`` seconds, having killed the command.
+        """
+        self.requests.append(("POST", f"/1.0/instances/{instance}/exec"))
+        command = Command(instance, argv, project, stdin, environment or {}, user, group, cwd, timeout, gate)
+
+        def operations() -> t.Any:
+            asked = _Asked("GET", "/1.0/operations", {"recursion": "1", "project": project}, None, 60.0)
+            return _metadata(self._query(asked))
+
+        def failed(stderr: bytes) -> MageError:
+            return self._error(cli_texts.message_of(stderr), f"exec {instance}")
+
+        return cli_exec.run(self._runner, self._words(), command, operations, failed)
+
+    def push(
+        self,
+        instance: str,
+        path: str,
+        data: bytes,
+        project: str = "default",
+        mode: int = 0o644,
+        uid: int = 0,
+        gid: int = 0,
+    ) -> None:
+        """Write a file in an instance."""
+        self.push_stream(files.Place(instance, path, project, mode, uid, gid), io.BytesIO(data), len(data))
+
+    def push_stream(self, place: files.Place, data: t.BinaryIO, size: int) -> None:
+        """Write ``size`` bytes of an open file to a file in an instance."""
+
+        def execute(argv: t.Sequence[str]) -> Completed:
+            return self.execute(place.instance, argv, place.project, cwd="/", timeout=files.TIMEOUT)
+
+        def write(target: files.Place, request: str) -> None:
+            owner = ["--mode", f"{target.mode:04o}", "--uid", str(target.uid), "--gid", str(target.gid)]
+            body = files.Sized(data, size)
+            self._file(["push", *owner], ["-", _operand(target)], target, request, t.cast(t.BinaryIO, body))
+            body.check(request)
+
+        def forget(target: files.Place) -> None:
+            try:
+                self._file(["delete"], [_operand(target)], target, target.request("delete"))
+            except ServerError:
+                # It may never have come to be.
+                return
+
+        files.deliver(place, data, size, execute, write, forget)
+
+    def pull(self, instance: str, path: str, project: str = "default") -> bytes:
+        """Read a file of an instance. Raises NotFound."""
+        output = io.BytesIO()
+        self.pull_stream(files.Place(instance, path, project), output)
+        return output.getvalue()
+
+    def pull_stream(self, place: files.Place, output: t.BinaryIO) -> None:
+        """Write a file's content to an open file. Raises NotFound."""
+        self._file(["pull"], [_operand(place), "-"], place, place.request("pull"), output=output)
+
+    def _file(
+        self,
+        words: t.Sequence[str],
+        operands: t.Sequence[str],
+        place: files.Place,
+        request: str,
+        stdin: runner.Source = b"",
+        output: t.Optional[t.BinaryIO] = None,
+    ) -> None:
+        self.requests.append(("FILE", words[0]))
+        argv = [*self._words(), "file", *words, "--project", place.project, "--", *operands]
+        done = self._runner.run(argv, stdin, output, files.TIMEOUT)
+        if done.rc:
+            message = cli_texts.message_of(done.stderr)
+            raise self._error(cli_texts.FILE_ERRORS.get(message, message), request)
+
+    def close(self) -> None:
+        """Let go of what leads to the server."""
+        self._runner.close()
+        if self._relay is not None:
+            self._relay.close()
+
+    def _words(self) -> list[str]:
+        """How every command begins. No configuration of a user has a say in where it leads."""
+        return [self._client, "--force-local", "--quiet"]
+
+    def _run(self, words: t.Sequence[str], asked: _Asked, stdin: bytes = b"") -> Completed:
+        try:
+            done = self._runner.run([*self._words(), *words], stdin, timeout=asked.timeout)
+        except DeadlinePassed as e:
+            raise DeadlinePassed(f"{asked.name}: no answer after {asked.timeout:g} s") from e
+        if done.rc == _NO_SUCH_COMMAND:
+            raise ServerUnreachable(self.endpoint, f"there is no {self._client} in it")
+        if done.rc:
+            raise self._error(cli_texts.message_of(done.stderr), asked.name)
+        return done
+
+    def _error(self, message: str, request: str) -> MageError:
+        """The exception for what the client said; for a server that is not there, the one of every driver."""
+        if cli_texts.is_unreachable(message):
+            if self._is_here:
+                sockets.connect(self.options).close()
+            return ServerUnreachable(self.endpoint, message)
+        error = cli_texts.error_of(message, request)
+        return NotFound(404, message, request) if files.tells_of_missing(message) else error
+
+
+class _Asked(t.NamedTuple):
+    """A request."""
+
+    method: str
+    path: str
+    query: dict[str, str]
+    body: t.Any
+    timeout: float
+
+    @property
+    def name(self) -> str:
+        """As messages call it."""
+        return f"{self.method} {self.path}"
+
+
+_DONE = Response(200, {}, b'{"type": "sync", "status": "Success", "status_code": 200, "metadata": null}')
+
+
+def _program(options: ServerOptions) -> str:
+    """The client for the server's flavor: the other one's speaks of files in other words. Raises ServerUnreachable."""
+    flavor = {path: name for name, path in SOCKETS}.get(options.socket_path or "")
+    if flavor is None:
+        core = CoreDriver(options)
+        try:
+            flavor = str(((core.request("GET", "/1.0").metadata or {}).get("environment") or {}).get("server") or "lxd")
+        finally:
+            core.close()
+    found = runner.local_client(flavor)
+    if found is None:
+        told = f"driver cli needs the program {PROGRAMS.get(flavor, 'lxc')}, and it is not on this machine"
+        raise ServerUnreachable(options.shown, told)
+    return found
+
+
+def _parsed(body: t.Any) -> t.Any:
+    """A body as a value."""
+    if not isinstance(body, (bytes, bytearray)):
+        return body
+    try:
+        return json.loads(body)
+    except ValueError as e:
+        raise InvalidInput(["the client program takes no request whose body is not JSON"]) from e
+
+
+def _metadata(response: Response) -> t.Any:
+    """What the envelope holds; None where the answer is none, such as a log."""
+    try:
+        return response.metadata
+    except ValueError:
+        return None
+
+
+def _kind(response: Response) -> str:
+    try:
+        return str(response.json.get("type"))
+    except ValueError:
+        return ""
+
+
+def _operand(place: files.Place) -> str:
+    return f"local:{place.instance}{place.path}"

@@ -1,0 +1,205 @@
+# Copyright: the mage.lxd contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# This code is private to mage.lxd: it may change without notice.
+
+"""Commands in an instance, by the client's ``exec``."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+import secrets
+import shlex
+import threading
+import typing as t
+
+from .._errors import DeadlinePassed, InvalidInput, MageError, ServerError
+from .._values import show
+from .driver import Completed
+from .exec import GRACE, MARK, Command, Gate
+from .runner import Runner
+
+# What the client adds to the stderr of a command with such an exit code.
+_NO_SHELL = 127
+_ADDED = {_NO_SHELL: b"Error: Command not found\n", 126: b"Error: Command not executable\n"}
+# A client that fails itself exits with 1; where a command was cut off, with 255.
+_OWN_FAILURES = (1, 255)
+_SAYS_ERROR = re.compile(rb"^Error: ", re.MULTILINE)
+# Variables that hold no secret, and may stand on a command line.
+_USUAL = re.compile(r"HOME|USER|LOGNAME|SHELL|PATH|TERM|LANG|LANGUAGE|LC_[A-Z]+|PWD|DEBIAN_FRONTEND|(LXD|INCUS)_CONF")
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+# Says by $1 on both streams that they are up, and waits for a line, which may set variables, before it becomes the
+# command. Without that, the client of LXD 5.0 loses the output of one in fifty short commands. read takes no byte more.
+_BEGIN = """echo "$1"; echo "$1" >&2; shift
+mage_nl='
+'
+IFS= read -r mage_line && eval "$mage_line" && unset mage_nl mage_line || exit 125
+command -v "$1" >/dev/null 2>&1 || exit 127
+exec "$@"
+"""
+
+
+def run(
+    runner: Runner,
+    client: t.Sequence[str],
+    command: Command,
+    operations: t.Callable[[], t.Any],
+    failed: t.Callable[[bytes], MageError],
+) -> Completed:
+    """Run a command to its end. ``operations`` reads the server's; ``failed`` is the error for what the client said.
+
+    Raises DeadlinePassed after having killed the command.
+    """
+    if command.timeout is None:
+        return _attempt(runner, client, command, None, operations, failed)
+    killer = _Killer(runner, client, command)
+    try:
+        # Where no shell kills from inside, the server kills what the client ran when that is gone.
+        done = _attempt(runner, client, command, command.timeout + GRACE, operations, failed)
+    except (DeadlinePassed, ServerError) as e:
+        if killer.stop():
+            raise _passed(command) from e
+        raise
+    finally:
+        was_late = killer.stop()
+    if was_late:
+        raise _passed(command)
+    return done
+
+
+class _Killer:
+    """Kills a command inside when its time is up, unless it is stopped before."""
+
+    def __init__(self, runner: Runner, client: t.Sequence[str], command: Command) -> None:
+        self._has_begun = False
+        self._work = (runner, client, command.killer())
+        self._timer = threading.Timer(command.timeout or 0.0, self._kill)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _kill(self) -> None:
+        self._has_begun = True
+        with contextlib.suppress(MageError):
+            # An instance without a shell keeps what the command left.
+            _start(*self._work, GRACE)
+
+    def stop(self) -> bool:
+        """Whether it has begun."""
+        self._timer.cancel()
+        self._timer.join()
+        return self._has_begun
+
+
+def _passed(command: Command) -> DeadlinePassed:
+    what = f"{command.instance}: {' '.join(command.argv)[:200]}"
+    return DeadlinePassed(f"{what}: not done after {command.timeout:g} s; killed")
+
+
+def _attempt(
+    runner: Runner,
+    client: t.Sequence[str],
+    command: Command,
+    timeout: t.Optional[float],
+    operations: t.Callable[[], t.Any],
+    failed: t.Callable[[bytes], MageError],
+) -> Completed:
+    usual = {name: value for name, value in command.environment.items() if _USUAL.fullmatch(name)}
+    others = {name: value for name, value in command.environment.items() if name not in usual}
+    start = _Start(variables(others), command.gate)
+    argv = ["/bin/sh", "-c", _BEGIN, "sh", start.sign, *command.argv]
+    done = _start(runner, client, dataclasses.replace(command, argv=argv, environment=usual, gate=start), timeout)
+    if start.begun:
+        done = done._replace(stdout=start.after(done.stdout), stderr=start.after(done.stderr))
+        return _completed(done, command, operations, failed, True)
+    if done.rc != _NO_SHELL or _ADDED[_NO_SHELL] not in done.stderr:
+        raise failed(done.stderr)
+    if others:
+        told = f"{command.instance} has no shell, and without one {client[0]} would show the environment to everybody"
+        raise ServerError(501, told, f"exec {command.instance}")
+    return _completed(_start(runner, client, command, timeout), command, operations, failed, False)
+
+
+def _start(runner: Runner, client: t.Sequence[str], command: Command, timeout: t.Optional[float]) -> Completed:
+    words = [*client, "exec", "--mode", "non-interactive", "--project", command.project]
+    for flag, value in (("--user", command.user), ("--group", command.group), ("--cwd", command.cwd)):
+        words += [] if value is None else [flag, str(value)]
+    for name, value in {**command.environment, MARK: command.mark}.items():
+        words += ["--env", f"{name}={value}"]
+    words += ["--", f"local:{command.instance}", *command.argv]
+    return runner.run(words, command.stdin, None, timeout, command.gate)
+
+
+def variables(environment: t.Mapping[str, str]) -> bytes:
+    """The line of shell that sets variables. Raises InvalidInput."""
+    words = []
+    for name, value in environment.items():
+        if not _NAME.fullmatch(name) or "\0" in value:
+            raise InvalidInput(
+                [f"environment: {show(name)}: is no name that a shell can set, or its value holds a NUL"]
+            )
+        words.append(f"{name}=" + shlex.quote(value).replace("\n", "'\"$mage_nl\"'"))
+    line = "export " + " ".join(words) if words else ":"
+    return line.encode("utf-8", "surrogateescape") + b"\n"
+
+
+class _Start:
+    """A gate that waits for the sign of the command's start on both streams, answers it, and then is the given gate."""
+
+    def __init__(self, answer: bytes, gate: t.Optional[Gate]) -> None:
+        self.sign = f"mage-{secrets.token_hex(8)}"
+        self.begun = False
+        self._answer = answer
+        self._gate = gate
+
+    def after(self, output: bytes) -> bytes:
+        """What the command wrote."""
+        return output.partition(self.sign.encode("ascii") + b"\n")[2]
+
+    def __call__(self, stdout: bytes, stderr: bytes) -> tuple[bool, bytes]:
+        """See exec.Gate."""
+        sign = self.sign.encode("ascii") + b"\n"
+        if not self.begun and (sign not in stdout or sign not in stderr):
+            return False, b""
+        self.begun = True
+        flows, answer = self._gate(self.after(stdout), self.after(stderr)) if self._gate else (True, b"")
+        first, self._answer = self._answer, b""
+        return flows, first + answer
+
+
+def _completed(
+    done: Completed,
+    command: Command,
+    operations: t.Callable[[], t.Any],
+    failed: t.Callable[[bytes], MageError],
+    has_begun: bool,
+) -> Completed:
+    """What the command did, or the exception for what the client says of itself.
+
+    Both may exit with 1 and write ``Error: …``. The operation, marked by the command's environment, tells them apart.
+    """
+    added = _ADDED.get(done.rc)
+    if added and done.stderr.endswith(added):
+        return done._replace(stderr=done.stderr[: -len(added)])
+    if done.rc not in _OWN_FAILURES or not _SAYS_ERROR.search(done.stderr):
+        return done
+    for operation in _flat(operations()):
+        about = operation.get("metadata") or {}
+        if (about.get("environment") or {}).get(MARK) != command.mark:
+            continue
+        if about.get("return") == done.rc:
+            return done
+        raise failed(str(operation.get("err") or "").encode() or done.stderr)
+    error = failed(done.stderr)
+    if isinstance(error, ServerError) and has_begun:
+        # The server has forgotten it: a command that has begun is lost only with the connection.
+        return done
+    raise error
+
+
+def _flat(operations: t.Any) -> t.Iterator[t.Mapping[str, t.Any]]:
+    """Every operation of a listing, which is by state."""
+    for some in (operations or {}).values():
+        yield from some
