@@ -99,7 +99,7 @@ DOORS: dict[str, tuple[str, str]] = {
     "pylxd-lxd": ("pylxd", "lxd"),
     "pylxd-https": ("pylxd", "https"),
     "cli-lxd": ("cli", "lxd"),
-    "cli-https": ("cli", "https"),
+    "cli-incus": ("cli", "incus"),
 }
 
 

@@ -8,8 +8,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
+import posixpath
 import typing as t
 
 from .._errors import (
@@ -23,7 +25,7 @@ from .._errors import (
 )
 from . import cli_exec, cli_texts, files, runner, sockets
 from .core import CoreDriver
-from .driver import Completed, Response
+from .driver import Completed, Response, api, error_for
 from .exec import Command, Gate
 from .options import SOCKETS, ServerOptions
 from .relay import Relay
@@ -111,8 +113,11 @@ class CliDriver:
         words = ["query", "--raw", "--request", asked.method]
         words += [] if asked.body is None else ["--data", json.dumps(asked.body)]
         body = self._run([*words, "--", cli_texts.with_query(asked.path, asked.query)], asked).stdout
-        response = Response(200, {}, body)
-        return response._replace(status=202) if _kind(response) == "async" else response
+        envelope = _envelope(body)
+        if envelope.get("type") == "error":
+            # Incus hands the server's refusal out as it is, LXD only its text.
+            raise error_for(int(envelope.get("error_code") or 500), str(envelope.get("error")), asked.name)
+        return Response(202 if envelope.get("type") == "async" else 200, {}, body)
 
     def _edit(
         self, edit: cli_texts.Edit, flags: t.Sequence[str], body: t.Mapping[str, t.Any], asked: _Asked
@@ -202,8 +207,26 @@ class CliDriver:
         return output.getvalue()
 
     def pull_stream(self, place: files.Place, output: t.BinaryIO) -> None:
-        """Write a file's content to an open file. Raises NotFound."""
-        self._file(["pull"], [_operand(place), "-"], place, place.request("pull"), output=output)
+        """Write a file's content to an open file. Links are followed inside the instance. Raises NotFound."""
+        request = place.request("pull")
+        for _link in range(files.MOST_LINKS):
+            try:
+                self._file(["pull"], [_operand(place), "-"], place, request, output=output)
+                return
+            except NotFound as e:
+                # The client of Incus would make the link on this machine.
+                if not e.message.startswith("symlink "):
+                    raise
+            place = self._followed(place)
+        raise ServerError(400, "too many links", request)
+
+    def _followed(self, place: files.Place) -> files.Place:
+        """What a link leads to."""
+        query = {"path": place.path, "project": place.project}
+        asked = _Asked("GET", api("instances", place.instance, "files"), query, None, self.options.request_timeout)
+        link = self._query(asked).body.decode("utf-8", "surrogateescape").removesuffix("\n")
+        target = posixpath.normpath(posixpath.join(posixpath.dirname(place.path), link))
+        return dataclasses.replace(place, path=target)
 
     def _file(
         self,
@@ -218,8 +241,7 @@ class CliDriver:
         argv = [*self._words(), "file", *words, "--project", place.project, "--", *operands]
         done = self._runner.run(argv, stdin, output, files.TIMEOUT)
         if done.rc:
-            message = cli_texts.message_of(done.stderr)
-            raise self._error(cli_texts.FILE_ERRORS.get(message, message), request)
+            raise self._error(cli_texts.file_message(cli_texts.message_of(done.stderr)), request)
 
     def close(self) -> None:
         """Let go of what leads to the server."""
@@ -298,17 +320,15 @@ def _parsed(body: t.Any) -> t.Any:
 
 def _metadata(response: Response) -> t.Any:
     """What the envelope holds; None where the answer is none, such as a log."""
-    try:
-        return response.metadata
-    except ValueError:
-        return None
+    return _envelope(response.body).get("metadata")
 
 
-def _kind(response: Response) -> str:
+def _envelope(body: bytes) -> dict[str, t.Any]:
     try:
-        return str(response.json.get("type"))
+        value = json.loads(body)
     except ValueError:
-        return ""
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _operand(place: files.Place) -> str:

@@ -20,8 +20,10 @@ from .._errors import DeadlinePassed, InvalidInput, MageError, ServerError
 from .._values import show
 from .driver import Completed
 from .exec import GRACE, MARK, Command, Gate
-from .runner import Runner
+from .runner import Ended, Runner
 
+_SIGNALS = 128
+_LOST = b"Error: the connection was lost before a command's whole output came: unexpected EOF"
 # What the client adds to the stderr of a command with such an exit code.
 _NO_SHELL = 127
 _ADDED = {_NO_SHELL: b"Error: Command not found\n", 126: b"Error: Command not executable\n"}
@@ -31,14 +33,16 @@ _SAYS_ERROR = re.compile(rb"^Error: ", re.MULTILINE)
 # Variables that hold no secret, and may stand on a command line.
 _USUAL = re.compile(r"HOME|USER|LOGNAME|SHELL|PATH|TERM|LANG|LANGUAGE|LC_[A-Z]+|PWD|DEBIAN_FRONTEND|(LXD|INCUS)_CONF")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
-# Says by $1 on both streams that they are up, and waits for a line, which may set variables, before it becomes the
-# command. Without that, the client of LXD 5.0 loses the output of one in fifty short commands. read takes no byte more.
-_BEGIN = """echo "$1"; echo "$1" >&2; shift
+# Says on both streams that they are up, waits for a line, which may set variables, runs the command, and tells its
+# exit code on both. Without the beginning, clients (LXD 5.0, Incus 6.0) lose the output of one in fifty short commands;
+# without the end, that of some that exit with 126 or 127. read takes no byte more than the line.
+_WRAPPER = """sign=$1; shift; echo "$sign"; echo "$sign" >&2
 mage_nl='
 '
-IFS= read -r mage_line && eval "$mage_line" && unset mage_nl mage_line || exit 125
-command -v "$1" >/dev/null 2>&1 || exit 127
-exec "$@"
+IFS= read -r mage_line || exit 125
+exec 3>&2 2>/dev/null
+( eval "$mage_line"; command -v "$1" >/dev/null || exit 127; exec 2>&3 3>&-; exec "$@" )
+rc=$?; echo "$sign $rc"; echo "$sign $rc" >&3; exit 0
 """
 
 
@@ -75,16 +79,14 @@ class _Killer:
 
     def __init__(self, runner: Runner, client: t.Sequence[str], command: Command) -> None:
         self._has_begun = False
-        self._work = (runner, client, command.killer())
+        self._work = (runner, client, command)
         self._timer = threading.Timer(command.timeout or 0.0, self._kill)
         self._timer.daemon = True
         self._timer.start()
 
     def _kill(self) -> None:
         self._has_begun = True
-        with contextlib.suppress(MageError):
-            # An instance without a shell keeps what the command left.
-            _start(*self._work, GRACE)
+        _kill_all(*self._work)
 
     def stop(self) -> bool:
         """Whether it has begun."""
@@ -108,28 +110,45 @@ def _attempt(
 ) -> Completed:
     usual = {name: value for name, value in command.environment.items() if _USUAL.fullmatch(name)}
     others = {name: value for name, value in command.environment.items() if name not in usual}
-    start = _Start(variables(others), command.gate)
-    argv = ["/bin/sh", "-c", _BEGIN, "sh", start.sign, *command.argv]
-    done = _start(runner, client, dataclasses.replace(command, argv=argv, environment=usual, gate=start), timeout)
-    if start.begun:
-        done = done._replace(stdout=start.after(done.stdout), stderr=start.after(done.stderr))
-        return _completed(done, command, operations, failed, True)
+    frame = _Frame(variables(others), command.gate)
+    argv = ["/bin/sh", "-c", _WRAPPER, "sh", frame.sign, *command.argv]
+    try:
+        wrapped = dataclasses.replace(command, argv=argv, environment=usual, gate=frame)
+        done = _start(runner, client, wrapped, timeout, frame.has_ended)
+    except BaseException:
+        # With the client gone, the server kills the wrapper alone.
+        _kill_all(runner, client, command)
+        raise
+    if frame.has_begun:
+        return frame.completed(done, failed)
     if done.rc != _NO_SHELL or _ADDED[_NO_SHELL] not in done.stderr:
         raise failed(done.stderr)
     if others:
         told = f"{command.instance} has no shell, and without one {client[0]} would show the environment to everybody"
         raise ServerError(501, told, f"exec {command.instance}")
-    return _completed(_start(runner, client, command, timeout), command, operations, failed, False)
+    return _direct(_start(runner, client, command, timeout), command, operations, failed)
 
 
-def _start(runner: Runner, client: t.Sequence[str], command: Command, timeout: t.Optional[float]) -> Completed:
+def _kill_all(runner: Runner, client: t.Sequence[str], command: Command) -> None:
+    with contextlib.suppress(MageError):
+        # An instance without a shell keeps what the command left.
+        _start(runner, client, command.killer(), GRACE)
+
+
+def _start(
+    runner: Runner,
+    client: t.Sequence[str],
+    command: Command,
+    timeout: t.Optional[float],
+    ended: t.Optional[Ended] = None,
+) -> Completed:
     words = [*client, "exec", "--mode", "non-interactive", "--project", command.project]
     for flag, value in (("--user", command.user), ("--group", command.group), ("--cwd", command.cwd)):
         words += [] if value is None else [flag, str(value)]
     for name, value in {**command.environment, MARK: command.mark}.items():
         words += ["--env", f"{name}={value}"]
     words += ["--", f"local:{command.instance}", *command.argv]
-    return runner.run(words, command.stdin, None, timeout, command.gate)
+    return runner.run(words, command.stdin, None, timeout, command.gate, ended)
 
 
 def variables(environment: t.Mapping[str, str]) -> bytes:
@@ -145,38 +164,56 @@ def variables(environment: t.Mapping[str, str]) -> bytes:
     return line.encode("utf-8", "surrogateescape") + b"\n"
 
 
-class _Start:
-    """A gate that waits for the sign of the command's start on both streams, answers it, and then is the given gate."""
+class _Frame:
+    """What stands around a command's output, by the wrapper. As a gate it holds all back until the command begins."""
 
     def __init__(self, answer: bytes, gate: t.Optional[Gate]) -> None:
         self.sign = f"mage-{secrets.token_hex(8)}"
-        self.begun = False
+        self.has_begun = False
+        self._begin = self.sign.encode("ascii") + b"\n"
+        self._end = self.sign.encode("ascii") + b" "
         self._answer = answer
         self._gate = gate
 
-    def after(self, output: bytes) -> bytes:
-        """What the command wrote."""
-        return output.partition(self.sign.encode("ascii") + b"\n")[2]
-
     def __call__(self, stdout: bytes, stderr: bytes) -> tuple[bool, bytes]:
         """See exec.Gate."""
-        sign = self.sign.encode("ascii") + b"\n"
-        if not self.begun and (sign not in stdout or sign not in stderr):
+        if not self.has_begun and (self._begin not in stdout or self._begin not in stderr):
             return False, b""
-        self.begun = True
-        flows, answer = self._gate(self.after(stdout), self.after(stderr)) if self._gate else (True, b"")
+        self.has_begun = True
+        flows, answer = self._gate(self._after(stdout), self._after(stderr)) if self._gate else (True, b"")
         first, self._answer = self._answer, b""
         return flows, first + answer
 
+    def _after(self, output: bytes) -> bytes:
+        return output.partition(self._begin)[2]
 
-def _completed(
+    def has_ended(self, stdout: bytes, stderr: bytes) -> bool:
+        """See runner.Ended."""
+        return self._end in stdout and self._end in stderr and stdout.endswith(b"\n") and stderr.endswith(b"\n")
+
+    def completed(self, done: Completed, failed: t.Callable[[bytes], MageError]) -> Completed:
+        """What the command did, or the exception for what the client says of itself. Raises ServerUnreachable."""
+        stdout, end, code = self._after(done.stdout).rpartition(self._end)
+        stderr, other_end, other_code = self._after(done.stderr).rpartition(self._end)
+        if end and other_end:
+            # What runs on in the background may have written something after the end.
+            rc, _newline, late = code.partition(b"\n")
+            return Completed(int(rc), stdout + late, stderr + other_code.partition(b"\n")[2])
+        if done.rc > _SIGNALS:
+            # Killed together with its wrapper: the instance is going down.
+            return Completed(done.rc, stdout + code, stderr + other_code)
+        raise failed(
+            other_code or b"Error: the connection was lost before a command's whole output came: unexpected EOF"
+        )
+
+
+def _direct(
     done: Completed,
     command: Command,
     operations: t.Callable[[], t.Any],
     failed: t.Callable[[bytes], MageError],
-    has_begun: bool,
 ) -> Completed:
-    """What the command did, or the exception for what the client says of itself.
+    """What a command without the wrapper did, or the exception for what the client says of itself.
 
     Both may exit with 1 and write ``Error: …``. The operation, marked by the command's environment, tells them apart.
     """
@@ -192,11 +229,7 @@ def _completed(
         if about.get("return") == done.rc:
             return done
         raise failed(str(operation.get("err") or "").encode() or done.stderr)
-    error = failed(done.stderr)
-    if isinstance(error, ServerError) and has_begun:
-        # The server has forgotten it: a command that has begun is lost only with the connection.
-        return done
-    raise error
+    raise failed(done.stderr)
 
 
 def _flat(operations: t.Any) -> t.Iterator[t.Mapping[str, t.Any]]:

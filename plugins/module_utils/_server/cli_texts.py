@@ -30,7 +30,7 @@ _EDITS = (
 _CONSOLE = re.compile(r"/1\.0/instances/([^/]+)/console")
 # What a client of an object may write, whatever its kind.
 _WRITABLE = frozenset(
-    [
+    (
         "architecture",
         "auto_update",
         "config",
@@ -42,7 +42,7 @@ _WRITABLE = frozenset(
         "properties",
         "public",
         "stateful",
-    ]
+    )
 )
 # Fields that say what to do, and never hold what a user wrote in confidence. They may stand on a command line.
 _PLAIN = frozenset(
@@ -63,10 +63,11 @@ _UNREACHABLE = (
 )
 _PREFIXES = ("Failed instance creation: ", "Create instance: ", "Failed creating instance: ")
 
-# What the other drivers say in their own words.
-FILE_ERRORS = {
+# What the other drivers say in words of their own.
+_FILE_MESSAGES = {
     "Can't pull a directory without --recursive": "it is a directory",
     "Too many links": "too many links",
+    "too many levels of symbolic links": "too many links",
 }
 
 
@@ -205,6 +206,11 @@ def message_of(stderr: bytes) -> str:
     for prefix in _PREFIXES:
         text = text.removeprefix(prefix)
     return text
+
+
+def file_message(message: str) -> str:
+    """What went wrong with a file, as every driver says it."""
+    return next((ours for theirs, ours in _FILE_MESSAGES.items() if theirs in message), message)
 
 
 def is_unreachable(message: str) -> bool:

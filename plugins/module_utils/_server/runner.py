@@ -22,12 +22,17 @@ from .sockets import Deadline
 
 CHUNK = 1 << 16
 CLIENTS = ("lxc", "incus")
-# A user's remotes, aliases and default project must not change what a command means.
-_NO_CONFIGURATION = "/nonexistent/mage.lxd"
+# A user's remotes, aliases and default project must not change what a command means. Nobody can make that folder.
+_NO_CONFIGURATION = "/proc/mage.lxd"
 _FIND = 'for c in lxc incus; do command -v "$c" >/dev/null 2>&1 && "$c" --force-local query /1.0 >/dev/null 2>&1 && '
 _FIND += 'echo "$c" && exit; done; exit 0'
 
+# The client of LXD 5.0 sometimes stays although its command has ended and all of its output has come.
+LINGERING = 1.0
+TAIL = 4096
+
 Source = t.Union[bytes, t.BinaryIO]
+Ended = t.Callable[[bytes, bytes], bool]
 
 
 class Runner(t.Protocol):
@@ -40,8 +45,10 @@ class Runner(t.Protocol):
         output: t.Optional[t.BinaryIO] = None,
         timeout: t.Optional[float] = None,
         gate: t.Optional[Gate] = None,
+        ended: t.Optional[Ended] = None,
     ) -> Completed:
-        """Run it to its end. Standard output goes to ``output`` if that is given.
+        """Run it to its end. Standard output goes to ``output`` if that is given. ``ended`` says, from the ends of
+        stdout and stderr, that all has come: a client that stays nevertheless need not be waited for.
 
         Raises DeadlinePassed after ``timeout`` seconds, having ended it; ServerUnreachable where it cannot run.
         """
@@ -86,6 +93,7 @@ class LocalRunner:
         output: t.Optional[t.BinaryIO] = None,
         timeout: t.Optional[float] = None,
         gate: t.Optional[Gate] = None,
+        ended: t.Optional[Ended] = None,
     ) -> Completed:
         """See ``Runner``."""
         environment = {
@@ -110,7 +118,7 @@ class LocalRunner:
         except OSError as e:
             raise ServerUnreachable(f"unix://{self.socket_path}", f"cannot run {argv[0]}: {e.strerror}") from e
         try:
-            with _Pipes(process, stdin, output, gate) as pipes:
+            with _Pipes(process, stdin, output, gate, ended) as pipes:
                 return pipes.loop(Deadline(timeout, f"{argv[0]} {argv[1] if len(argv) > 1 else ''}".strip()))
         finally:
             # Where the client is gone, the server kills the command that it ran.
@@ -125,12 +133,18 @@ class _Pipes:
     """Moves bytes between a process and us in one loop, a chunk at a time."""
 
     def __init__(
-        self, process: subprocess.Popen[bytes], stdin: Source, output: t.Optional[t.BinaryIO], gate: t.Optional[Gate]
+        self,
+        process: subprocess.Popen[bytes],
+        stdin: Source,
+        output: t.Optional[t.BinaryIO],
+        gate: t.Optional[Gate],
+        ended: t.Optional[Ended],
     ) -> None:
         self._process = process
         self._stdin: t.Optional[t.BinaryIO] = io.BytesIO(stdin) if isinstance(stdin, (bytes, bytearray)) else stdin
         self._output = output
         self._gate = gate
+        self._ended = ended
         self._unsent = b""
         self._seen = {"stdout": bytearray(), "stderr": bytearray()}
         self._open = {"stdout": process.stdout, "stderr": process.stderr}
@@ -155,16 +169,34 @@ class _Pipes:
                     selector.register(t.cast(t.IO[bytes], pipe), selectors.EVENT_READ, name)
                 if self._unsent and self._process.stdin:
                     selector.register(self._process.stdin, selectors.EVENT_WRITE, "stdin")
-                ready = {key.data for key, _events in selector.select(deadline.remaining())}
+                ready = {key.data for key, _events in selector.select(self._patience(deadline))}
+            if not ready and self._has_ended():
+                return self._completed(0)
             if "stdin" in ready:
                 self._send()
             for name in ready - {"stdin"}:
                 self._receive(name)
         try:
-            rc = self._process.wait(deadline.remaining())
+            rc = self._process.wait(self._patience(deadline))
         except subprocess.TimeoutExpired as e:
+            if self._has_ended():
+                return self._completed(0)
             raise deadline.passed() from e
-        return Completed(128 - rc if rc < 0 else rc, bytes(self._seen["stdout"]), bytes(self._seen["stderr"]))
+        return self._completed(128 - rc if rc < 0 else rc)
+
+    def _completed(self, rc: int) -> Completed:
+        return Completed(rc, bytes(self._seen["stdout"]), bytes(self._seen["stderr"]))
+
+    def _has_ended(self) -> bool:
+        tails = (bytes(self._seen[name][-TAIL:]) for name in ("stdout", "stderr"))
+        return self._ended is not None and self._ended(*tails)
+
+    def _patience(self, deadline: Deadline) -> t.Optional[float]:
+        """How long to wait for more."""
+        left = deadline.remaining()
+        if not self._has_ended():
+            return left
+        return LINGERING if left is None else min(LINGERING, left)
 
     def _prepare(self) -> None:
         """Have the next piece of stdin at hand; close it after the last."""
@@ -224,6 +256,7 @@ class ExecRunner:
         output: t.Optional[t.BinaryIO] = None,
         timeout: t.Optional[float] = None,
         gate: t.Optional[Gate] = None,
+        ended: t.Optional[Ended] = None,
     ) -> Completed:
         """See ``Runner``."""
         environment = {"LXD_CONF": _NO_CONFIGURATION, "INCUS_CONF": _NO_CONFIGURATION}
