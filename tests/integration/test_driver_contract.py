@@ -18,11 +18,10 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.mage.lxd.plugins.module_utils import _errors
-from ansible_collections.mage.lxd.plugins.module_utils._server import connect, files, operations, options, snapshot
-from ansible_collections.mage.lxd.plugins.module_utils._server.core import CoreDriver
+from ansible_collections.mage.lxd.plugins.module_utils._server import files, operations, options, rest, snapshot
 from ansible_collections.mage.lxd.plugins.module_utils._server.driver import api
 from ansible_collections.mage.lxd.tests.integration import server, tls
-from ansible_collections.mage.lxd.tests.integration.doors import DOORS, DRIVERS, Doors, Server
+from ansible_collections.mage.lxd.tests.integration.doors import DOORS, DRIVERS, Doors, Driver, Server
 
 EVERY_BYTE = bytes(range(256)) * 4096
 ODD_NAMES = ["a b", " lead", "-rf", "ümläut", "tab\there", "new\nline", "quote'\"$(id)", "%2F", "q?x=1&y#z", "+plus"]
@@ -58,7 +57,7 @@ def box(host: Server, boxes: dict[Server, str]) -> str:
 
 
 @pytest.fixture(scope="module")
-def driver(doors: Doors, door: str) -> t.Iterator[CoreDriver]:
+def driver(doors: Doors, door: str) -> t.Iterator[Driver]:
     made = doors.driver(door)
     yield made
     made.close()
@@ -68,21 +67,21 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-def processes(driver: CoreDriver, box: str) -> str:
+def processes(driver: Driver, box: str) -> str:
     return driver.execute(box, ["ps", "-o", "stat,args"]).stdout.decode()
 
 
 # Requests
 
 
-def test_a_request_answers_with_status_headers_and_metadata(driver: CoreDriver, box: str) -> None:
+def test_a_request_answers_with_status_headers_and_metadata(driver: Driver, box: str) -> None:
     answer = driver.request("GET", api("instances", box), query={"project": "default"})
     assert answer.status == 200
     assert answer.metadata["name"] == box
     assert answer.headers["etag"]
 
 
-def test_errors_are_told_apart(driver: CoreDriver, box: str) -> None:
+def test_errors_are_told_apart(driver: Driver, box: str) -> None:
     with pytest.raises(_errors.NotFound, match=r"GET /1\.0/instances/mt-none: .*Instance not found \(404\)"):
         driver.request("GET", api("instances", "mt-none"))
     with pytest.raises(_errors.PreconditionFailed):
@@ -92,7 +91,7 @@ def test_errors_are_told_apart(driver: CoreDriver, box: str) -> None:
     assert refused.value.status == 400
 
 
-def test_a_write_with_the_right_etag_is_taken(driver: CoreDriver, host: Server, box: str) -> None:
+def test_a_write_with_the_right_etag_is_taken(driver: Driver, host: Server, box: str) -> None:
     etag = driver.request("GET", api("instances", box)).headers["etag"]
     for value in ("ä b", ""):
         driver.request("PATCH", api("instances", box), body={"config": {"user.a": value}}, headers={"If-Match": etag})
@@ -100,19 +99,19 @@ def test_a_write_with_the_right_etag_is_taken(driver: CoreDriver, host: Server, 
         assert host.query(f"/1.0/instances/{box}")["config"].get("user.a", "") == value
 
 
-def test_an_operation_is_waited_for(driver: CoreDriver, box: str) -> None:
+def test_an_operation_is_waited_for(driver: Driver, box: str) -> None:
     with pytest.raises(_errors.ServerError, match="already running"):
         operations.run(driver, "PUT", api("instances", box, "state"), body={"action": "start", "timeout": 5})
 
 
-def test_segments_stay_what_they_are(driver: CoreDriver) -> None:
+def test_segments_stay_what_they_are(driver: Driver) -> None:
     for name in ("a/b", "a b", "..%2f..", "ä"):
         with pytest.raises(_errors.ServerError) as refused:
             driver.request("GET", api("instances", name))
         assert refused.value.status in (400, 404)
 
 
-def test_many_threads_share_a_driver(driver: CoreDriver, box: str) -> None:
+def test_many_threads_share_a_driver(driver: Driver, box: str) -> None:
     def ask(_number: int) -> str:
         return str(driver.request("GET", api("instances", box)).metadata["name"])
 
@@ -121,7 +120,7 @@ def test_many_threads_share_a_driver(driver: CoreDriver, box: str) -> None:
 
 
 def test_what_pylxd_reads_to_connect_is_not_read_again(doors: Doors) -> None:
-    driver = connect.connect(doors.way("lxd")[1])
+    driver = rest.RestDriver(doors.way("lxd")[1])
     seen = snapshot.read(driver)
     driver.close()
     assert seen.server.flavor == driver.server_info["environment"]["server"]
@@ -131,17 +130,17 @@ def test_what_pylxd_reads_to_connect_is_not_read_again(doors: Doors) -> None:
 # Commands
 
 
-def test_exit_codes_are_true(driver: CoreDriver, box: str) -> None:
+def test_exit_codes_are_true(driver: Driver, box: str) -> None:
     for rc in (0, 1, 126, 127, 255):
         assert driver.execute(box, ["sh", "-c", f"exit {rc}"]) == (rc, b"", b"")
 
 
-def test_a_signal_and_a_missing_command_are_exit_codes(driver: CoreDriver, box: str) -> None:
+def test_a_signal_and_a_missing_command_are_exit_codes(driver: Driver, box: str) -> None:
     assert driver.execute(box, ["sh", "-c", "kill -9 $$"]).rc == 137
     assert driver.execute(box, ["mt-no-such-command"]).rc == 127
 
 
-def test_streams_are_not_mixed(driver: CoreDriver, box: str) -> None:
+def test_streams_are_not_mixed(driver: Driver, box: str) -> None:
     script = "i=0; while [ $i -lt 200 ]; do echo out $i; echo err $i >&2; i=$((i+1)); done; exit 4"
     done = driver.execute(box, ["sh", "-c", script])
     assert done.rc == 4
@@ -149,21 +148,21 @@ def test_streams_are_not_mixed(driver: CoreDriver, box: str) -> None:
     assert done.stderr.decode().splitlines() == [f"err {number}" for number in range(200)]
 
 
-def test_every_byte_goes_through(driver: CoreDriver, box: str) -> None:
+def test_every_byte_goes_through(driver: Driver, box: str) -> None:
     assert driver.execute(box, ["cat"], stdin=EVERY_BYTE) == (0, EVERY_BYTE, b"")
     assert driver.execute(box, ["sh", "-c", "cat >&2"], stdin=EVERY_BYTE) == (0, b"", EVERY_BYTE)
 
 
-def test_stdin_ends_where_there_is_none(driver: CoreDriver, box: str) -> None:
+def test_stdin_ends_where_there_is_none(driver: Driver, box: str) -> None:
     assert driver.execute(box, ["cat"], timeout=10) == (0, b"", b"")
 
 
-def test_stdin_that_nobody_reads_does_no_harm(driver: CoreDriver, box: str) -> None:
+def test_stdin_that_nobody_reads_does_no_harm(driver: Driver, box: str) -> None:
     assert driver.execute(box, ["true"], stdin=EVERY_BYTE).rc == 0
     assert driver.execute(box, ["head", "-c", "5"], stdin=EVERY_BYTE).stdout == EVERY_BYTE[:5]
 
 
-def test_arguments_and_environment_arrive_as_given(driver: CoreDriver, box: str) -> None:
+def test_arguments_and_environment_arrive_as_given(driver: Driver, box: str) -> None:
     argv = ["printf", r"%s\n", "a b", "$HOME", "", "*", "ä", "-n"]
     assert driver.execute(box, argv).stdout.decode().splitlines() == argv[2:]
     done = driver.execute(box, ["sh", "-c", 'echo "$A"; echo "$HOME"; pwd; id -u'], environment={"A": "x y=ä"})
@@ -172,7 +171,7 @@ def test_arguments_and_environment_arrive_as_given(driver: CoreDriver, box: str)
     assert done.stdout.decode().split() == ["1000", "1001", "/tmp"]
 
 
-def test_a_deadline_ends_the_command_and_what_it_started(driver: CoreDriver, box: str) -> None:
+def test_a_deadline_ends_the_command_and_what_it_started(driver: Driver, box: str) -> None:
     start = time.monotonic()
     with pytest.raises(_errors.DeadlinePassed, match=r"not done after 0\.5 s; killed"):
         driver.execute(box, ["sh", "-c", "env -i sleep 4711 & sleep 4712; true"], timeout=0.5)
@@ -180,7 +179,7 @@ def test_a_deadline_ends_the_command_and_what_it_started(driver: CoreDriver, box
     assert "sleep 471" not in processes(driver, box)
 
 
-def test_a_command_ends_with_the_caller(driver: CoreDriver, box: str) -> None:
+def test_a_command_ends_with_the_caller(driver: Driver, box: str) -> None:
     def stop(stdout: bytes, stderr: bytes) -> tuple[bool, bytes]:
         if stdout:
             raise KeyboardInterrupt
@@ -196,7 +195,7 @@ def test_a_command_ends_with_the_caller(driver: CoreDriver, box: str) -> None:
     pytest.fail("the command goes on")
 
 
-def test_a_gate_answers_before_stdin_flows(driver: CoreDriver, box: str) -> None:
+def test_a_gate_answers_before_stdin_flows(driver: Driver, box: str) -> None:
     asked: list[bytes] = []
 
     def gate(stdout: bytes, stderr: bytes) -> tuple[bool, bytes]:
@@ -212,11 +211,11 @@ def test_a_gate_answers_before_stdin_flows(driver: CoreDriver, box: str) -> None
     assert done == (0, b"ready\nbody\nme\n", b"who?")
 
 
-def test_output_is_whole_although_a_command_closes_it_early(driver: CoreDriver, box: str) -> None:
+def test_output_is_whole_although_a_command_closes_it_early(driver: Driver, box: str) -> None:
     assert driver.execute(box, ["sh", "-c", "echo out; exec >&- 2>&-; sleep 0.3; exit 3"]) == (3, b"out\n", b"")
 
 
-def test_what_cannot_run_says_why(driver: CoreDriver, host: Server, box: str) -> None:
+def test_what_cannot_run_says_why(driver: Driver, host: Server, box: str) -> None:
     with pytest.raises(_errors.NotFound):
         driver.execute("mt-none", ["true"])
     stopped = box + "-off"
@@ -226,7 +225,7 @@ def test_what_cannot_run_says_why(driver: CoreDriver, host: Server, box: str) ->
     host.run("delete", stopped)
 
 
-def test_commands_side_by_side_are_all_right(driver: CoreDriver, box: str) -> None:
+def test_commands_side_by_side_are_all_right(driver: Driver, box: str) -> None:
     def run(number: int) -> bool:
         data = bytes((number + index) % 256 for index in range(number * 37))
         done = driver.execute(box, ["sh", "-c", f"cat; echo {number} >&2; exit {number % 256}"], stdin=data, timeout=60)
@@ -244,7 +243,7 @@ def test_commands_side_by_side_are_all_right(driver: CoreDriver, box: str) -> No
 # Files
 
 
-def test_files_are_there_whole_under_odd_names(driver: CoreDriver, box: str) -> None:
+def test_files_are_there_whole_under_odd_names(driver: Driver, box: str) -> None:
     data = os.urandom(70_000)
     for name in ODD_NAMES:
         driver.push(box, f"/tmp/{name}", name.encode() + data, mode=0o640, uid=1000, gid=1001)
@@ -259,7 +258,7 @@ def test_files_are_there_whole_under_odd_names(driver: CoreDriver, box: str) -> 
     assert len(lines[:-1]) == len(ODD_NAMES)
 
 
-def test_50_mib_go_both_ways_in_bounded_memory(driver: CoreDriver, box: str, tmp_path: Path) -> None:
+def test_50_mib_go_both_ways_in_bounded_memory(driver: Driver, box: str, tmp_path: Path) -> None:
     size = 50 << 20
     source, target = tmp_path / "source", tmp_path / "target"
     with source.open("wb") as file:
@@ -274,7 +273,7 @@ def test_50_mib_go_both_ways_in_bounded_memory(driver: CoreDriver, box: str, tmp
     assert server.run("cmp", str(source), str(target)) == ""
 
 
-def test_files_of_a_stopped_instance(driver: CoreDriver, host: Server, box: str) -> None:
+def test_files_of_a_stopped_instance(driver: Driver, host: Server, box: str) -> None:
     stopped = box + "-off"
     host.run("init", host.image, stopped)
     driver.push(stopped, "/root/file", EVERY_BYTE, mode=0o600)
@@ -282,14 +281,14 @@ def test_files_of_a_stopped_instance(driver: CoreDriver, host: Server, box: str)
     host.run("delete", stopped)
 
 
-def test_links_are_followed_inside(driver: CoreDriver, box: str) -> None:
+def test_links_are_followed_inside(driver: Driver, box: str) -> None:
     driver.execute(box, ["sh", "-c", "ln -sf ../etc/passwd /root/a; ln -sf a /root/b; ln -sf loop /root/loop"])
     assert driver.pull(box, "/root/b") == driver.pull(box, "/etc/passwd")
     with pytest.raises(_errors.ServerError, match="too many links"):
         driver.pull(box, "/root/loop")
 
 
-def test_a_transfer_that_cannot_be_says_why_and_leaves_nothing(driver: CoreDriver, box: str) -> None:
+def test_a_transfer_that_cannot_be_says_why_and_leaves_nothing(driver: Driver, box: str) -> None:
     with pytest.raises(_errors.NotFound):
         driver.pull(box, "/root/none")
     with pytest.raises(_errors.NotFound):

@@ -23,8 +23,8 @@ BOX = {"name": "box", "config": {"user.a": "1", "user.b": "2"}, "devices": {}, "
 class Client:
     """Notes every command and its standard input; answers queries with one object, all else with ``said``."""
 
-    def __init__(self, said: Completed = Completed(0, b"", b"")) -> None:
-        self.said = said
+    def __init__(self, said: t.Optional[Completed] = None) -> None:
+        self.said = said or Completed(0, b"", b"")
         self.ran: list[tuple[list[str], bytes]] = []
 
     def run(
