@@ -4,31 +4,41 @@
 
 # This code is private to mage.lxd: it may change without notice.
 
-"""Instances as hosts of an inventory: their names, groups and variables. Pure.
+"""Instances as hosts of an inventory: their names and groups. Pure.
 
 The inventory plugin, the modules and the roles all ask here, so that they give the same names to the same hosts.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import itertools
 import re
 import typing as t
 
-from . import _keys
-from ._server.snapshot import Address, Instance, Snapshot
+from . import _host_variables, _keys
+from ._host_variables import DEFAULT_SHAPE, Shape
+from ._server.options import ServerOptions
+from ._server.snapshot import Instance, Raw, Snapshot
+from ._values import Problems
 
-CONNECTION = "mage.lxd.lxd"
+# Project and name.
+Key = tuple[str, str]
+
 ALL_GROUP = "lxd_instances"
 DECLARED_GROUP = "lxd_containers"
 # A host of that name would be taken for the controller, or for a group.
 RESERVED = frozenset({"localhost", "all", "ungrouped", ALL_GROUP, DECLARED_GROUP})
+# Groups that say what the server knows. An instance cannot name itself into them.
+PREFIXES = ("status_", "type_", "project_", "server_", "location_", "profile_", "os_", "release_", "network_")
 # The proxy serves the declared containers, and is none of them.
 PROXY_OWNER = "mageproxy"
 NAME_RULE = "must be a name of letters, digits, dots, hyphens and underscores, such as web_1"
+MOST_GROUPS = 100
 
 _HOST_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,252}", re.ASCII)
+_GROUP_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,252}", re.ASCII)
 # What Ansible replaces in names of groups: C.INVALID_VARIABLE_NAMES.
 _NOT_IN_GROUPS = re.compile(r"^[\d\W]|[^\w]")
 
@@ -43,25 +53,85 @@ class Host:
 
 
 @dataclasses.dataclass(frozen=True)
+class Place:
+    """A server as an inventory calls it. ``allowed``: the restricted projects whose instances name groups and
+    variables of their own."""
+
+    name: str
+    options: ServerOptions
+    allowed: frozenset[str] = frozenset()
+
+
+@dataclasses.dataclass(frozen=True)
 class Listing:
-    """All hosts, sorted by project and instance, and what is wrong with the names that instances ask for."""
+    """Hosts, sorted by project and instance, and what is wrong with what instances ask for."""
 
     hosts: tuple[Host, ...]
     warnings: tuple[str, ...] = ()
 
 
-def hosts(snapshot: Snapshot, endpoint: str) -> Listing:
-    """Every instance of the snapshot as a host."""
-    found, warnings = names(snapshot.instances)
-    made = tuple(
-        Host(
-            found[one.project, one.name],
-            groups(one),
-            {**variables(one, snapshot.addresses(one)), **connection(one, endpoint)},
-        )
-        for one in snapshot.instances
-    )
-    return Listing(made, tuple(warnings))
+def hosts(
+    snapshot: Snapshot,
+    place: Place,
+    wanted: t.Optional[t.Sequence[Instance]] = None,
+    shape: Shape = DEFAULT_SHAPE,
+    full: t.Optional[t.Mapping[Key, Raw]] = None,
+    found: t.Optional[t.Mapping[Key, str]] = None,
+) -> Listing:
+    """Every instance of the snapshot as a host, or those that are wanted. ``full`` holds what was read of an instance
+    besides: ``state`` and ``snapshots``. ``found`` are names that were made unique among those of several servers."""
+    warnings: list[str] = []
+    if found is None:
+        found, warnings = names(snapshot.instances)
+    made = []
+    for one in snapshot.instances if wanted is None else wanted:
+        trusted = one.project not in snapshot.restricted or one.project in place.allowed
+        own = _host_variables.own(one, trusted)
+        addresses = snapshot.addresses(one)
+        variables = {
+            **own.variables,
+            **_host_variables.known(one, addresses, (full or {}).get((one.project, one.name), {})),
+            **_host_variables.connection(one, place.options, addresses, shape),
+            "lxd_server": place.name,
+        }
+        named, problems = _own_groups(one, trusted)
+        warnings.extend((*own.warnings, *problems))
+        groups_of_one = {*_known_groups(one), *named, _group("server", place.name)}
+        made.append(Host(found[one.project, one.name], tuple(sorted(groups_of_one)), variables))
+    return Listing(tuple(made), tuple(warnings))
+
+
+def names_everywhere(servers: t.Sequence[tuple[str, t.Sequence[Instance]]]) -> tuple[list[dict[Key, str]], list[str]]:
+    """The names of the instances of several servers, each with its name, and warnings.
+
+    They are those of ``names``, but ``NAME.SERVER`` wherever two servers have NAME. Both are renamed, so that NAME is
+    nobody else's while one of the servers cannot be reached.
+    """
+    found, warnings = [], []
+    for _server, instances in servers:
+        own, told = names(instances)
+        found.append(own)
+        warnings.extend(told)
+    count = collections.Counter(name for own in found for name in own.values())
+    taken = {name for name, times in count.items() if times == 1}
+    for (server, _instances), own in zip(servers, found):
+        for key, name in own.items():
+            if count[name] > 1:
+                own[key] = free_name(f"{name}.{server}", taken)
+    return found, warnings
+
+
+def free_name(name: str, taken: set[str]) -> str:
+    """The name, or NAME.2 and so on if it is taken. What it becomes is taken from then on."""
+    candidates = itertools.chain([name], (f"{name}.{number}" for number in itertools.count(2)))
+    found = next(one for one in candidates if one not in taken)
+    taken.add(found)
+    return found
+
+
+def is_host_name(name: object) -> bool:
+    """Whether a host may have that name."""
+    return isinstance(name, str) and _HOST_NAME.fullmatch(name) is not None and name not in RESERVED
 
 
 def names(instances: t.Sequence[Instance]) -> tuple[dict[tuple[str, str], str], list[str]]:
@@ -100,25 +170,58 @@ def _asked(instance: Instance) -> tuple[str, str]:
         return "", decoded.problem
     if decoded.value in (None, instance.name):
         return "", ""
-    if isinstance(decoded.value, str) and _HOST_NAME.fullmatch(decoded.value) and decoded.value not in RESERVED:
-        return decoded.value, ""
+    if is_host_name(decoded.value):
+        return str(decoded.value), ""
     return "", f"{instance.project}/{instance.name}: {_keys.INVENTORY_NAME}: {NAME_RULE}"
 
 
-def groups(instance: Instance) -> tuple[str, ...]:
-    """The groups of an instance, sorted."""
-    image = _image(instance)
+def groups(instance: Instance, trusted: bool = True) -> tuple[str, ...]:
+    """The groups of an instance, sorted: what is known of it, and those that it names itself, if it is trusted."""
+    return tuple(sorted({*_known_groups(instance), *_own_groups(instance, trusted)[0]}))
+
+
+def _known_groups(instance: Instance) -> set[str]:
+    image = _host_variables.image(instance)
     found = {
         ALL_GROUP,
         _group("status", instance.status.lower()),
         _group("type", instance.type.lower()),
         _group("project", instance.project),
         *(_group("profile", profile) for profile in instance.profiles),
+        *(_group("network", nic.network) for nic in instance.nics if nic.network),
         *(_group(key, image[key].lower()) for key in ("os", "release") if image.get(key)),
     }
+    # A server that is in no cluster says none.
+    if instance.location not in ("", "none"):
+        found.add(_group("location", instance.location))
     if instance.running and instance.type == "container" and is_declared(instance):
         found.add(DECLARED_GROUP)
-    return tuple(sorted(found))
+    return found
+
+
+def _own_groups(instance: Instance, trusted: bool) -> tuple[list[str], list[str]]:
+    """The groups in ``user.mage.groups``, a list in JSON or words between commas, and warnings."""
+    label = f"{instance.project}/{instance.name}: {_keys.GROUPS}"
+    if not instance.config.get(_keys.GROUPS):
+        return [], []
+    if not trusted:
+        return [], [f"{label}: {_host_variables.NOT_TRUSTED}"]
+    decoded = _keys.decode(instance.config, _keys.GROUPS, instance.project, instance.name)
+    if decoded.problem:
+        return [], [decoded.problem]
+    raw = decoded.value.replace(",", " ").split() if isinstance(decoded.value, str) else decoded.value
+    if not isinstance(raw, list) or len(raw) > MOST_GROUPS:
+        return [], [f"{label}: must be a list of at most {MOST_GROUPS} names of groups"]
+    problems = Problems()
+    found = []
+    for name in raw:
+        if not isinstance(name, str) or not _GROUP_NAME.fullmatch(name):
+            problems.add(label, name, "must be letters, digits and underscores, such as web_servers: left out")
+        elif name in RESERVED or name.startswith(PREFIXES):
+            problems.add(label, name, "only the server says who is in that group: left out")
+        else:
+            found.append(name)
+    return found, list(problems.first())
 
 
 def is_declared(instance: Instance) -> bool:
@@ -131,37 +234,3 @@ def is_declared(instance: Instance) -> bool:
 
 def _group(prefix: str, value: str) -> str:
     return _NOT_IN_GROUPS.sub("_", f"{prefix}_{value}")
-
-
-def _image(instance: Instance) -> dict[str, str]:
-    """What the image said of itself: os, release, description and so on."""
-    config = {**instance.expanded_config, **instance.config}
-    return {key[len("image.") :]: str(value) for key, value in config.items() if key.startswith("image.")}
-
-
-def variables(instance: Instance, addresses: t.Sequence[Address]) -> dict[str, t.Any]:
-    """What is known of an instance."""
-    return {
-        "lxd_instance": instance.name,
-        "lxd_project": instance.project,
-        "lxd_status": instance.status,
-        "lxd_type": instance.type,
-        "lxd_location": instance.location,
-        "lxd_description": instance.description,
-        "lxd_profiles": list(instance.profiles),
-        "lxd_image": _image(instance),
-        "lxd_addresses": [one._asdict() for one in addresses],
-        "lxd_ipv4": [one.address for one in addresses if one.family == 4],
-        "lxd_ipv6": [one.address for one in addresses if one.family == 6],
-    }
-
-
-def connection(instance: Instance, endpoint: str) -> dict[str, str]:
-    """How Ansible enters an instance, running or not: never as the controller itself."""
-    return {
-        "ansible_connection": CONNECTION,
-        "ansible_user": "root",
-        "ansible_lxd_instance": instance.name,
-        "ansible_lxd_project": instance.project,
-        "ansible_lxd_endpoint": endpoint,
-    }

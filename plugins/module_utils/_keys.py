@@ -25,6 +25,11 @@ HOSTNAMES = PREFIX + "hostnames"
 OWNER = PREFIX + "owner"
 INVENTORY_NAME = PREFIX + "inventory_name"
 ALL = (MANAGED, NAT, PROXY, HOSTNAMES, OWNER, INVENTORY_NAME)
+# What only the inventory reads: nothing is published by them, and no declaration writes them.
+GROUPS = PREFIX + "groups"
+VARS = PREFIX + "vars"
+# Keys that a person may write as bare words.
+_WORDS = (OWNER, INVENTORY_NAME, GROUPS)
 # Whoever may write an instance's keys may write anything into them.
 LONGEST = 1 << 18
 DEEPEST = 16
@@ -55,7 +60,7 @@ def decode(config: t.Mapping[str, str], key: str, project: str, name: str) -> De
     except RecursionError:
         return Decoded(None, f"{project}/{name}: {key} is nested too deeply", False)
     except ValueError:
-        if key in (OWNER, INVENTORY_NAME):
+        if key in _WORDS:
             return Decoded(raw, "", False)
         return Decoded(None, f"{project}/{name}: {key} is not JSON", False)
     if not _shallow(value, DEEPEST):

@@ -4,7 +4,7 @@
 
 # This code is private to mage.lxd: it may change without notice.
 
-"""What a server says is data: never a template, on every ansible-core."""
+"""What a server says is data, and what a user writes may be a template, on every ansible-core."""
 
 from __future__ import annotations
 
@@ -20,3 +20,8 @@ TRUST_IS_MARKED = hasattr(ansible.template, "trust_as_template")
 def as_data(value: t.Any) -> t.Any:
     """The value, with every text in it marked so that nobody takes it for a template."""
     return value if TRUST_IS_MARKED else wrap_var(value)
+
+
+def as_expression(text: str) -> str:
+    """An expression that the user wrote into a file of theirs, so that it is evaluated."""
+    return str(text) if not TRUST_IS_MARKED else ansible.template.trust_as_template(text)

@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import subprocess
 import typing as t
+import urllib.parse
 from pathlib import Path
 
 import pytest
 
 from ansible_collections.mage.lxd.plugins.module_utils import _keys
-from ansible_collections.mage.lxd.tests.integration import playbook, server
+from ansible_collections.mage.lxd.tests.integration import doors, playbook, server
 
 IMAGE = "mage-test/busybox"
 EVIL = "{{ lookup('ansible.builtin.pipe', 'id') }}"
@@ -59,11 +60,15 @@ def ansible(command: str, path: Path, *arguments: str, **environment: str) -> su
     )
 
 
-def listed(path: Path, **environment: str) -> tuple[dict[str, t.Any], dict[str, set[str]]]:
+def listed(path: Path, *arguments: str) -> tuple[dict[str, t.Any], dict[str, set[str]]]:
     """Every host's variables, and the hosts of each group."""
-    done = ansible("ansible-inventory", path, "--list", ANSIBLE_INVENTORY_ANY_UNPARSED_IS_FAILED="1", **environment)
+    done = ansible("ansible-inventory", path, "--list", *arguments, ANSIBLE_INVENTORY_ANY_UNPARSED_IS_FAILED="1")
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout, object_hook=lambda value: value.get("__ansible_unsafe", value))
+    return shown(done.stdout)
+
+
+def shown(output: str) -> tuple[dict[str, t.Any], dict[str, set[str]]]:
+    found = json.loads(output, object_hook=lambda value: value.get("__ansible_unsafe", value))
     hosts = found.pop("_meta")["hostvars"]
     return hosts, {name: set(group.get("hosts", ())) for name, group in found.items()}
 
@@ -85,6 +90,105 @@ def test_names_groups_and_variables(prefix: str, tmp_path: Path) -> None:
         assert hosts[name]["ansible_user"] == "root"
         assert hosts[name]["ansible_lxd_endpoint"] == "unix:///var/lib/lxd/unix.socket"
     assert hosts[f"{prefix}-off.{prefix}"]["ansible_lxd_project"] == prefix
+
+
+BOTH = f"""servers:
+  - name: lxd
+    endpoint: unix://{doors.LXD_SOCKET}
+    project: default
+  - name: incus
+    endpoint: unix://{doors.INCUS_SOCKET}
+  - name: gone
+    endpoint: unix:///nope
+    on_unreachable: warn
+timeout: 300
+filters:
+  name: PREFIX-*
+  expression: "'bare' not in lxd_instance"
+"""
+
+
+@pytest.fixture(scope="module")
+def incus(prefix: str) -> t.Iterator[doors.Server]:
+    """Incus has an instance that names groups and variables, one that LXD has too, and one with a snapshot."""
+    own = {
+        _keys.GROUPS: f"{prefix}_web".replace("-", "_"),
+        _keys.VARS: json.dumps({"http_port": 8080, "evil": EVIL, "ansible_connection": "local"}),
+        _keys.NAT: '[{"extport": 8080, "intport": 80}]',
+        "limits.memory": "64MiB",
+    }
+    settings = [word for key, value in own.items() for word in ("-c", f"{key}={value}")]
+    doors.INCUS.run("launch", IMAGE, f"{prefix}-web", *settings)
+    doors.INCUS.run("init", IMAGE, f"{prefix}-off")
+    doors.INCUS.run("snapshot", "create", f"{prefix}-off", "before")
+    yield doors.INCUS
+    doors.INCUS.delete(f"{prefix}-")
+
+
+def test_two_servers_and_one_that_is_gone(prefix: str, incus: doors.Server, tmp_path: Path) -> None:
+    path = write(tmp_path, BOTH.replace("PREFIX", prefix) + "prefer: {family: ipv4}\nneed: [state, snapshots]\n")
+    done = ansible("ansible-inventory", path, "--list")
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stderr.split())
+    assert f"{path}:9: servers[2].endpoint: Cannot reach the server at unix:///nope" in said
+    hosts, groups = shown(done.stdout)
+    run, group = f"{prefix}_run".replace("-", "_"), f"{prefix}_web".replace("-", "_")
+    # Both servers have it, and so has neither that name.
+    assert set(hosts) == {run, f"{prefix}-copy", f"{prefix}-web", f"{prefix}-off.lxd", f"{prefix}-off.incus"}
+    assert groups["server_incus"] == {f"{prefix}-web", f"{prefix}-off.incus"}
+    assert groups["network_incusbr0"] == groups["server_incus"]
+    assert groups[group] == {f"{prefix}-web"}
+    web = hosts[f"{prefix}-web"]
+    assert (web["http_port"], web["evil"]) == (8080, EVIL)
+    assert f'{_keys.VARS}: "ansible_connection": an instance has no say in this variable' in said
+    assert web["ansible_connection"] == "mage.lxd.lxd"
+    assert web["ansible_lxd_endpoint"] == f"unix://{doors.INCUS_SOCKET}"
+    assert web["ansible_lxd_timeout"] == 300
+    assert web["lxd_limits"] == {"memory": "64MiB"}
+    assert web["lxd_nat"] == [{"extport": 8080, "intport": 80}]
+    assert web["lxd_state"]["processes"] > 0
+    assert hosts[f"{prefix}-off.incus"]["lxd_snapshots"][0]["name"] == "before"
+    assert hosts[f"{prefix}-off.lxd"]["lxd_snapshots"] == []
+    # Its state told the address, if it had one; only the leases are asked besides, for those that are left.
+    assert web.get("ansible_host") == (web["lxd_ipv4"][0] if web["lxd_ipv4"] else None)
+    assert web["lxd_nics"]["eth0"]["ipv4"] == web["lxd_ipv4"]
+
+
+def test_hosts_of_two_servers_can_be_used_at_once(prefix: str, incus: doors.Server, tmp_path: Path) -> None:
+    path = write(tmp_path, BOTH.replace("PREFIX", prefix))
+    run = f"{prefix}_run".replace("-", "_")
+    # A variable that the instance names itself is no template either.
+    tell = "echo $(hostname) {{ evil | default('none') | urlencode }}"
+    done = ansible("ansible", path, f"{run}:{prefix}-web", "-m", "ansible.builtin.raw", "-a", tell)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{run} | CHANGED | rc=0 >>\n{prefix}-run none\n" in done.stdout
+    assert f"{prefix}-web | CHANGED | rc=0 >>\n{prefix}-web {urllib.parse.quote(EVIL)}\n" in done.stdout
+
+
+def test_ssh_by_addresses_and_names_by_template(prefix: str, tmp_path: Path) -> None:
+    text = (
+        f"connection: ssh\nfilters: {{name: '~{prefix}-(run|off)$', project: default}}\n"
+        "hostnames: [lxd_status | lower ~ '-' ~ lxd_instance ~ '-' ~ (more | default('none'))]\n"
+        "use_extra_vars: true\ncompose: {told: more}\n"
+        f"cache: true\ncache_plugin: ansible.builtin.jsonfile\ncache_connection: {tmp_path}/cache\n"
+    )
+    path = write(tmp_path, text)
+    hosts, _groups = listed(path, "-e", "more=x")
+    run, off = f"running-{prefix}-run-x", f"stopped-{prefix}-off-x"
+    assert set(hosts) == {run, off}
+    assert hosts[run]["ansible_host"] == hosts[run]["lxd_ipv4"][0]
+    assert hosts[off]["ansible_host"] == f"{prefix}-off.invalid"
+    assert {host["ansible_connection"] for host in hosts.values()} == {"ssh"}
+    assert {host["told"] for host in hosts.values()} == {"x"}
+    # What the cache holds was made with other variables.
+    assert set(listed(path, "-e", "more=y")[0]) == {f"running-{prefix}-run-y", f"stopped-{prefix}-off-y"}
+
+
+def test_the_graph_and_one_host(prefix: str, tmp_path: Path) -> None:
+    path = write(tmp_path, f"filters: {{name: {prefix}-off}}\nproject: {prefix}\n")
+    assert f"|--@server_lxd:\n  |  |--{prefix}-off\n" in ansible("ansible-inventory", path, "--graph").stdout
+    one = json.loads(ansible("ansible-inventory", path, "--host", f"{prefix}-off").stdout)
+    assert one["lxd_profiles"] == ["default"] or one["lxd_profiles"] == [{"__ansible_unsafe": "default"}]
 
 
 def test_addresses_are_those_of_the_leases(prefix: str, tmp_path: Path) -> None:
@@ -142,20 +246,30 @@ def test_a_cache_is_used_until_it_is_flushed(prefix: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "messages"),
     [
-        ("endpont: x\n", "endpont: unknown key (did you mean endpoint?)"),
-        ("endpoint: ftp://x\n", 'endpoint: "ftp://x": must be unix:///path, https://host:8443, ssh://user@host'),
-        ("endpoint: unix:///nope\n", "Cannot reach the server at unix:///nope: there is no such socket"),
-        ("endpoint: https://x\n", "client_cert, client_key: a server at https:// needs both"),
-        ("project: nope\n", 'project: "nope": there is none on unix:///var/lib/lxd/unix.socket'),
-        ("strict: true\ncompose: {a: nope}\n", "Could not set a for host"),
+        (
+            "endpont: x\nservers:\n  - endpoint: ftp://x\n  - {timeout: 0, endpoint: /b}\nfilters:\n  name: ~(\n",
+            [
+                ":2: endpont: unknown key (did you mean endpoint?)",
+                ':4: servers[0].endpoint: "ftp://x": must be unix:///path, https://host:8443',
+                ":5: servers[1].timeout: 0: must be 1 to 86400 seconds",
+                ':7: filters.name: "~(": is no regular expression',
+            ],
+        ),
+        ("need: []\nendpoint: /nope\n", [":3: endpoint: Cannot reach the server at unix:///nope: there is no such"]),
+        ("project: nope\n", [f':2: project: "nope": there is none on unix://{doors.LXD_SOCKET}']),
+        ("strict: true\ncompose:\n  b: lxd_type\n  a: nope\n", [":5: compose.a: Could not set a for host"]),
+        ("strict: true\nfilters:\n  expression: nope\n", [":4: filters.expression: "]),
+        ("compose: {a: b\n", [""]),
     ],
 )
-def test_a_mistake_in_the_file_is_told_with_its_name(prefix: str, tmp_path: Path, text: str, message: str) -> None:
+def test_a_mistake_in_the_file_is_told_with_its_place(
+    prefix: str, tmp_path: Path, text: str, messages: list[str]
+) -> None:
     path = write(tmp_path, text)
     done = ansible("ansible-inventory", path, "--list", ANSIBLE_INVENTORY_ANY_UNPARSED_IS_FAILED="1")
     assert done.returncode != 0
     said = " ".join(done.stderr.split())
-    assert str(path) in said
-    assert message in said
+    for message in messages:
+        assert f"{path}{message}" in said, said

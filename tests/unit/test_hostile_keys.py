@@ -16,6 +16,7 @@ from ansible_collections.mage.lxd.plugins.module_utils._nat import spec as nat_s
 from ansible_collections.mage.lxd.plugins.module_utils._proxy import plan as proxy_plan
 from ansible_collections.mage.lxd.plugins.module_utils._proxy import render
 from ansible_collections.mage.lxd.plugins.module_utils._proxy import spec as proxy_spec
+from ansible_collections.mage.lxd.plugins.module_utils._server.options import ServerOptions
 from ansible_collections.mage.lxd.plugins.module_utils._server.published import Publisher
 from ansible_collections.mage.lxd.plugins.module_utils._server.snapshot import Address, Instance, Server, Snapshot
 from ansible_collections.mage.lxd.tests.unit import nat_samples
@@ -79,11 +80,14 @@ def test_others_publish_all_the_same(value: str) -> None:
 
 @pytest.mark.parametrize("value", VALUES.values(), ids=VALUES)
 def test_others_are_in_the_inventory_all_the_same(value: str) -> None:
-    keys = {_keys.INVENTORY_NAME: value, _keys.MANAGED: value, _keys.OWNER: value}
+    keys = dict.fromkeys((*_keys.ALL, _keys.GROUPS, _keys.VARS), value)
     bad = Instance.from_api({"name": "bad", "status": "Running", "config": keys})
     good = Instance.from_api({"name": "good", "status": "Running", "config": {_keys.INVENTORY_NAME: "good_1"}})
-    found = _inventory.hosts(Snapshot(Server("lxd", "", "", False, frozenset(), ()), (bad, good)), "")
+    place = _inventory.Place("here", ServerOptions("unix:///socket"))
+    found = _inventory.hosts(Snapshot(Server("lxd", "", "", False, frozenset(), ()), (bad, good)), place)
     assert [host.name for host in found.hosts][1] == "good_1"
+    assert len(found.warnings) < 20
+    assert all(len(text) < 500 and text.isprintable() for text in found.warnings), found.warnings
 
 
 def test_a_wildcard_is_asked_for_by_a_name_that_is_nobodys() -> None:

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import typing as t
 
 import pytest
@@ -12,11 +14,19 @@ from ansible.inventory.group import to_safe_group_name
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ansible_collections.mage.lxd.plugins.module_utils import _inventory, _keys
-from ansible_collections.mage.lxd.plugins.module_utils._server.snapshot import Instance, Lease, Server, Snapshot
+from ansible_collections.mage.lxd.plugins.module_utils import _host_variables, _inventory, _keys
+from ansible_collections.mage.lxd.plugins.module_utils._server.options import ServerOptions
+from ansible_collections.mage.lxd.plugins.module_utils._server.snapshot import (
+    Address,
+    Instance,
+    Lease,
+    Server,
+    Snapshot,
+)
 from ansible_collections.mage.lxd.plugins.plugin_utils import _accounts
 
 ENDPOINT = "unix:///socket"
+PLACE = _inventory.Place("here", ServerOptions(ENDPOINT))
 SERVER = Server.from_api({})
 NIC = {"eth0": {"type": "nic", "network": "lxdbr0"}}
 
@@ -34,7 +44,7 @@ def named(name: str, inventory_name: str, project: str = "default", marked_for: 
 
 def listing(*instances: Instance, leases: tuple[Lease, ...] = ()) -> _inventory.Listing:
     ordered = tuple(sorted(instances, key=lambda one: (one.project, one.name)))
-    return _inventory.hosts(Snapshot(SERVER, ordered, leases=leases), ENDPOINT)
+    return _inventory.hosts(Snapshot(SERVER, ordered, leases=leases), PLACE)
 
 
 def names(*instances: Instance) -> list[str]:
@@ -141,6 +151,132 @@ def test_no_instance_is_ever_the_controller(status: str) -> None:
     assert variables["ansible_connection"] == "mage.lxd.lxd"
     assert variables["ansible_lxd_instance"] == "web-1"
     assert variables["lxd_ipv4"] == []
+
+
+def test_groups_and_variables_that_an_instance_names_itself() -> None:
+    keys = {
+        _keys.GROUPS: json.dumps(["web", "eu_1", "all", "status_running", "a b", 5]),
+        _keys.VARS: json.dumps({"port": 80, "text": "{{ 1 + 1 }}", "ansible_connection": "local", "a-b": 1}),
+    }
+    found = listing(instance("web-1", config=keys))
+    host = found.hosts[0]
+    assert {"web", "eu_1"} <= set(host.groups)
+    assert not {"all", "a b"} & set(host.groups)
+    assert (host.variables["port"], host.variables["text"]) == (80, "{{ 1 + 1 }}")
+    assert host.variables["ansible_connection"] == "mage.lxd.lxd"
+    assert "a-b" not in host.variables
+    named = {"5", '"a b"', '"a-b"', '"all"', '"ansible_connection"', '"status_running"'}
+    assert {warning.split(": ")[2] for warning in found.warnings} == named
+
+
+@pytest.mark.parametrize("value", ["web, eu", '"web eu"', '["web", "eu"]'])
+def test_groups_may_be_words(value: str) -> None:
+    assert {"web", "eu"} <= set(_inventory.groups(instance("web-1", config={_keys.GROUPS: value})))
+
+
+@pytest.mark.parametrize("name", ["hostvars", "lxd_status", "inventory_hostname", "ansible_host", "group_names"])
+def test_an_instance_has_no_say_in_variables_that_mean_something(name: str) -> None:
+    found = listing(instance("web-1", config={_keys.VARS: json.dumps({name: "x"})}))
+    assert found.hosts[0].variables.get(name) != "x"
+    assert len(found.warnings) == 1
+
+
+def test_instances_of_a_restricted_project_name_nothing_unless_it_is_allowed() -> None:
+    keys = {_keys.GROUPS: "web", _keys.VARS: '{"port": 80}'}
+    seen = Snapshot(SERVER, (instance("a", "shop", config=keys),), restricted=frozenset({"shop"}))
+    found = _inventory.hosts(seen, PLACE)
+    assert "web" not in found.hosts[0].groups
+    assert "port" not in found.hosts[0].variables
+    assert len(found.warnings) == 2
+    allowed = _inventory.hosts(seen, _inventory.Place("here", PLACE.options, frozenset({"shop"})))
+    assert "web" in allowed.hosts[0].groups
+    assert allowed.hosts[0].variables["port"] == 80
+
+
+def test_groups_of_the_server_its_member_and_the_networks() -> None:
+    nics = {"eth0": {"type": "nic", "network": "br-1"}, "eth1": {"type": "nic", "nictype": "macvlan", "parent": "lan"}}
+    host = listing(instance("a", location="node-1", expanded_devices=nics)).hosts[0]
+    assert {"server_here", "location_node_1", "network_br_1", "network_lan"} <= set(host.groups)
+    assert not [group for group in listing(instance("a", location="none")).hosts[0].groups if "location" in group]
+
+
+def test_hosts_get_all_options_of_their_server_but_its_token() -> None:
+    server = ServerOptions("https://x", via=("outer",), server_fingerprint="f", trust_token="secret", timeout=30)
+    found = _host_variables.connection(instance("a", "shop"), server, (), _host_variables.DEFAULT_SHAPE)
+    assert found == {
+        "ansible_connection": "mage.lxd.lxd",
+        "ansible_user": "root",
+        "ansible_lxd_instance": "a",
+        "ansible_lxd_project": "shop",
+        "ansible_lxd_endpoint": "https://x",
+        "ansible_lxd_via": ["outer"],
+        "ansible_lxd_server_fingerprint": "f",
+        "ansible_lxd_timeout": 30,
+    }
+
+
+ADDRESSES = (
+    Address("eth0", "lxdbr0", 4, "10.64.0.2", False),
+    Address("eth0", "lxdbr0", 6, "fd42::2", False),
+    Address("eth1", "lan", 4, "10.65.0.2", True),
+)
+
+
+@pytest.mark.parametrize(
+    ("prefer", "expected"),
+    [
+        ({}, "10.64.0.2"),
+        ({"family": 6}, "fd42::2"),
+        ({"nic": "eth1"}, "10.65.0.2"),
+        ({"network": "10.65.0.0/16"}, "10.65.0.2"),
+        ({"network": "fd42::/16"}, "fd42::2"),
+        ({"family": 6, "nic": "eth1"}, None),
+    ],
+)
+def test_the_preferred_address(prefer: dict[str, t.Any], expected: str | None) -> None:
+    shape = _host_variables.Shape(prefer=_host_variables.Prefer(**prefer))
+    found = _host_variables.connection(instance("a"), PLACE.options, ADDRESSES, shape)
+    assert found.get("ansible_host") == expected
+    assert found["ansible_connection"] == "mage.lxd.lxd"
+    ssh = _host_variables.connection(
+        instance("a"), PLACE.options, ADDRESSES, dataclasses.replace(shape, connection="ssh")
+    )
+    assert ssh["ansible_host"] == (expected or "a.invalid")
+    assert ssh["ansible_connection"] == "ssh"
+    assert "ansible_user" not in ssh
+
+
+def test_what_an_instance_has_and_publishes() -> None:
+    config = {
+        "limits.memory": "512MiB",
+        "user.team": "shop",
+        "cloud-init.user-data": "password: x",
+        "volatile.eth0.hwaddr": "00:16:3e:00:00:01",
+        _keys.NAT: _keys.encode([{"extport": 8080}], "default", "web-1"),
+        _keys.PROXY: '{"name": "shop.example.org"}',
+    }
+    one = instance("web-1", config=config, expanded_devices=NIC)
+    variables = _host_variables.known(one, (Address("eth0", "lxdbr0", 4, "10.64.0.2", True),), {})
+    assert variables["lxd_config"] == {"limits.memory": "512MiB", "user.team": "shop"}
+    assert variables["lxd_limits"] == {"memory": "512MiB"}
+    assert variables["lxd_devices"] == NIC
+    assert variables["lxd_nat"] == [{"extport": 8080}]
+    assert variables["lxd_proxy"] == [{"name": "shop.example.org"}]
+    assert variables["lxd_nics"] == {
+        "eth0": {"network": "lxdbr0", "hwaddr": "00:16:3e:00:00:01", "ipv4": ["10.64.0.2"], "ipv6": []}
+    }
+    assert "lxd_state" not in variables
+    copy = instance("copy", config=config)
+    assert _host_variables.known(copy, (), {})["lxd_nat"] == []
+    full = _host_variables.known(one, (), {"state": None, "snapshots": [{"name": "s", "config": {}}]})
+    assert full["lxd_state"] == {}
+    assert full["lxd_snapshots"][0]["name"] == "s"
+
+
+def test_a_name_that_two_servers_have_is_neithers() -> None:
+    here, there = [instance("web"), instance("a")], [instance("web"), instance("b"), instance("web", "shop")]
+    found, _warnings = _inventory.names_everywhere([("here", here), ("there", there)])
+    assert [sorted(own.values()) for own in found] == [["a", "web.here"], ["b", "web.shop", "web.there"]]
 
 
 PASSWD = "root:x:0:0:root:/root:/bin/sh\nbob:x:1000:1001:Bob:/home/bob:/bin/bash\nodd:x:x:1::/:/bin/sh\nshort:x\n"

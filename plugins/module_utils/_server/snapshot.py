@@ -183,12 +183,16 @@ class Snapshot:
                         found.append(Address(nic.device, nic.network, family, address, False))
         return tuple(found)
 
+    @functools.cached_property
+    def _leased(self) -> dict[tuple[str, str], tuple[str, ...]]:
+        """Addresses by network and hardware address: a thousand instances have a thousand leases."""
+        found: dict[tuple[str, str], list[str]] = {}
+        for lease in self.leases:
+            found.setdefault((lease.network, lease.hwaddr), []).append(lease.address)
+        return {key: tuple(dict.fromkeys(addresses)) for key, addresses in found.items()}
+
     def _current(self, instance: Instance, nic: Nic) -> tuple[str, ...]:
-        leased = tuple(
-            lease.address
-            for lease in self.leases
-            if lease.network == nic.network and lease.hwaddr == nic.hwaddr and nic.hwaddr
-        )
+        leased = self._leased.get((nic.network, nic.hwaddr), ()) if nic.hwaddr else ()
         return leased or self.states.get((instance.project, instance.name, nic.device), ())
 
 
@@ -200,9 +204,17 @@ def read_server(driver: Driver) -> Server:
 
 def read_instances(driver: Driver, project: t.Optional[str] = None) -> tuple[Instance, ...]:
     """One read: all instances of a project, or of all projects."""
-    query = {"recursion": "1", **({"project": project} if project else {"all-projects": "true"})}
-    raw = driver.request("GET", api("instances"), query=query).metadata or []
+    raw = read_raw(driver, project)
     return tuple(sorted((Instance.from_api(one) for one in raw), key=lambda one: (one.project, one.name)))
+
+
+def read_raw(driver: Driver, project: t.Optional[str] = None, recursion: int = 1) -> list[dict[str, t.Any]]:
+    """One read: what the server says of all instances of a project, or of all projects.
+
+    With a recursion of 2 it says ``state`` and ``snapshots`` as well, for which it enters each that runs.
+    """
+    query = {"recursion": str(recursion), **({"project": project} if project else {"all-projects": "true"})}
+    return list(driver.request("GET", api("instances"), query=query).metadata or [])
 
 
 def read_networks(driver: Driver, project: str = "default") -> tuple[Network, ...]:
@@ -241,12 +253,22 @@ def read_restricted(driver: Driver) -> frozenset[str]:
 
 def read_state_addresses(driver: Driver, instance: Instance) -> dict[NicKey, tuple[str, ...]]:
     """One read that enters the instance: its global addresses by device. For NICs that no managed network knows."""
-    raw = driver.request("GET", api("instances", instance.name, "state"), query={"project": instance.project}).metadata
+    try:
+        path = api("instances", instance.name, "state")
+        raw = driver.request("GET", path, query={"project": instance.project}).metadata
+    except NotFound:
+        # It was deleted since the list was read.
+        raw = None
+    return state_addresses(instance, raw)
+
+
+def state_addresses(instance: Instance, state: t.Optional[Raw]) -> dict[NicKey, tuple[str, ...]]:
+    """The global addresses by device that an instance's state tells."""
     by_hwaddr = {
         str(one.get("hwaddr", "")).lower(): tuple(
             each["address"] for each in one.get("addresses") or () if each.get("scope") == "global"
         )
-        for one in ((raw or {}).get("network") or {}).values()
+        for one in ((state or {}).get("network") or {}).values()
     }
     return {
         (instance.project, instance.name, nic.device): by_hwaddr.get(nic.hwaddr, ())
@@ -265,13 +287,19 @@ def read(
     ``wants_address`` picks. Leases are read once a network; only NICs outside managed networks are entered."""
     snapshot = Snapshot(read_server(driver), read_instances(driver, project))
     restricted = read_restricted(driver) if with_projects else frozenset()
-    wanted = [one for one in snapshot.instances if one.running and wants_address(one)]
-    open_nics = [(one, nic) for one in wanted for nic in one.nics if not nic.ipv4 or not nic.ipv6]
+    snapshot = dataclasses.replace(snapshot, restricted=restricted)
+    return read_addresses(driver, snapshot, [one for one in snapshot.instances if wants_address(one)])
+
+
+def read_addresses(driver: Driver, snapshot: Snapshot, wanted: t.Iterable[Instance]) -> Snapshot:
+    """The snapshot with what the addresses of these instances need. What it knows of states is not read again."""
+    running = [one for one in wanted if one.running]
+    open_nics = [(one, nic) for one in running for nic in one.nics if not nic.ipv4 or not nic.ipv6]
     leases: list[Lease] = []
     for network, owner in sorted({(nic.network, one.project) for one, nic in open_nics if nic.network}):
         leases.extend(read_leases(driver, network, owner))
-    snapshot = dataclasses.replace(snapshot, leases=tuple(leases), restricted=restricted)
-    states: dict[NicKey, tuple[str, ...]] = {}
+    snapshot = dataclasses.replace(snapshot, leases=tuple(leases))
+    states = dict(snapshot.states)
     for one in {
         one.project + "/" + one.name: one for one, nic in open_nics if not nic.managed and not nic.ipv4
     }.values():
