@@ -117,8 +117,7 @@ from ansible.plugins.connection import ConnectionBase
 from ansible.utils.display import Display
 
 from ansible_collections.mage.lxd.plugins.module_utils import _errors
-from ansible_collections.mage.lxd.plugins.module_utils._server import options
-from ansible_collections.mage.lxd.plugins.module_utils._server.core import CoreDriver
+from ansible_collections.mage.lxd.plugins.module_utils._server import connect, options
 from ansible_collections.mage.lxd.plugins.module_utils._server.driver import Completed
 from ansible_collections.mage.lxd.plugins.module_utils._server.files import Place
 from ansible_collections.mage.lxd.plugins.plugin_utils import _accounts
@@ -138,7 +137,7 @@ class Connection(ConnectionBase):
 
     def __init__(self, *args: t.Any, **kwargs: t.Any) -> None:
         super().__init__(*args, **kwargs)
-        self._driver: t.Optional[CoreDriver] = None
+        self._driver: t.Optional[connect.Door] = None
         self._known: dict[str, _accounts.Account] = {}
 
     def set_options(self, *args: t.Any, **kwargs: t.Any) -> None:
@@ -154,7 +153,9 @@ class Connection(ConnectionBase):
         """Find out where the server is. Nothing is sent before the first command."""
         if self._driver is None:
             try:
-                self._driver = CoreDriver(options.parse({name: self.get_option(name) for name in options.NAMES}))
+                self._driver = connect.connect_core(
+                    options.parse({name: self.get_option(name) for name in options.NAMES})
+                )
             except _errors.InvalidInput as e:
                 raise AnsibleConnectionFailure(f"{self._label}: {e}") from None
             self._connected = True
@@ -170,7 +171,7 @@ class Connection(ConnectionBase):
         return f"{self.get_option('project')}/{self._instance}"
 
     @property
-    def _door(self) -> CoreDriver:
+    def _door(self) -> connect.Door:
         self._connect()
         if self._driver is None:
             raise AnsibleConnectionFailure(f"{self._label}: not connected")
