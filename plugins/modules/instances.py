@@ -29,26 +29,63 @@ options:
       - The instances. Each item is a mapping with the keys below. Every mistake in the list is told at once.
       - "C(name) (required): 1 to 63 letters, digits and hyphens. Underscores become hyphens, with a warning; the
         inventory keeps the name as given."
-      - "C(state): V(started) (default), V(stopped) or V(absent)."
-      - "C(image): an alias or a fingerprint on the server. An architecture at the end (V(debian/bookworm/amd64)) may
-        be there or not. Needed to create an instance only."
-      - "C(type): V(container) (default) or V(virtual-machine)."
+      - "C(state): V(started) (default), V(stopped), V(frozen), V(restarted) or V(absent)."
+      - "C(image): what it is made from, needed to create it only. Text is an alias or a fingerprint on the server. An
+        architecture at the end of an alias (V(debian/bookworm/amd64)) may be there or not."
+      - "A mapping says one of C(alias), C(fingerprint) (its beginning will do), C(properties) or C(file). C(properties)
+        match images on the server. C(file) is an image in one file on the host that the module runs on: it is imported
+        if the server has none with its SHA-256."
+      - "With C(server), the URL of another server, the image is downloaded from there, once for all instances that need
+        it. C(protocol) is V(simplestreams) (default), V(lxd) or V(incus), C(secret) gives access to one that is not
+        public, C(certificate) is the server's, if it is self-signed. C(auto_update) says whether this server keeps it
+        up to date. C(mode=local) takes only what is on this server already."
+      - "C(copy_of): V(other) or V(other/snapshot), in place of C(image): a copy of an instance of the same project. It
+        publishes what it declares itself, not what the other one does."
+      - "C(type): V(container) (default) or V(virtual-machine). Virtual machines are planned like containers; they have
+        been tried on no real server."
       - "C(profiles): a list of names, in order. Left alone if not given; the server's default is C([default])."
       - "C(config): the server's keys, such as C({limits.memory: 512MiB})."
       - "C(devices): the server's devices by name, each with its C(type)."
-      - "C(mounts): bind mounts, each V(/source:/path), V(/source:/path:ro), or a mapping with C(source), C(path) and
-        C(readonly)."
       - "C(description): text of one line."
+      - "C(privileged), C(nesting), C(autostart): V(true) or V(false), for C(security.privileged), C(security.nesting)
+        and C(boot.autostart)."
+      - "C(limits): C(cpu) (a number of cores, a set such as V(0-3), or a share such as V(50%)), C(memory), C(disk) (the
+        size of the root device) and C(processes). Sizes may have fractions, such as V(0.5GiB). The disk's size stands
+        on a copy of the profile's root device, so that later changes of that device in the profile do not reach it."
+      - "C(instance_type): V(c2-m4) for 2 cores and 4 GiB, or the name that a cloud has for it, such as V(t2.micro) or
+        V(gce:n1-standard-1). C(config) and C(limits) go first. The names are those of AWS, Azure and Google that the
+        servers know; no network is asked."
+      - "C(ephemeral): V(true) makes one that is deleted when it stops."
+      - "C(target): the member of a cluster that a new instance comes to, or V(@group)."
+      - "C(address): an address for its first network device, such as V(192.0.2.10), or a range to pick from, such as
+        V(192.0.2.0/28). A mapping has C(nic) (the device), C(ipv4) and C(ipv6)."
+      - "C(mounts): folders of the host, each V(/source:/path), V(/source:/path:ro), or a mapping with C(source),
+        C(path) and C(readonly). Files have the same owners in the instance as on the host: the kernel shifts them where
+        it can (C(shift), V(true) or V(false), insists). Where it cannot, the folder's owner is mapped by C(raw.idmap),
+        which C(/etc/subuid) and C(/etc/subgid) must allow (C(root:1000:1)); C(owner), such as V(1000:1000), says who
+        that is if the server is on another machine. Root is never mapped."
+      - "With C(acl=true) a mount is neither shifted nor mapped. Access lists on the folder and all in it let the
+        container's root in instead, and keep what it makes there open to the folder's owner. They stay when the mount
+        goes."
+      - "C(cloud_init): C(user_data), C(vendor_data) and C(network_config), each text or a mapping. Its values are shown
+        nowhere."
       - "C(nat): published ports, each a mapping with C(extport), C(intport), C(proto), C(extif), C(extaddr) and
         C(intif). See M(mage.lxd.nat)."
       - "C(proxy): routes, each a mapping with C(name), C(path), C(port) and C(pass). See M(mage.lxd.proxy_upstreams)."
       - "C(hostnames): names that are to resolve to it on the host and in the proxy."
+      - "C(depends_on): names of instances that come first, and go last."
+      - "C(wait_for): what has to be true before it counts as started, a list of V(address), V(cloud-init), V(system)
+        (systemd is up), C({port: 5432}), C({exec: [pg_isready, -q]}) and C({address: {nic: eth0, family: 4}}). If not
+        given, an address, where it has a network device; an empty list waits for nothing."
       - "C(python): V(true) brings in a Python that can run Ansible's modules, if there is none."
+      - "C(recreate): V(true) allows to delete an instance and make it anew, where its type or image is another one."
     type: list
     elements: raw
     required: true
   defaults:
-    description: Keys that every item has which does not say otherwise.
+    description:
+      - Keys that every item has which does not say otherwise; all but C(name), C(address) and C(copy_of).
+      - Mappings are merged key by key, lists are not joined. What is null was not said.
     type: dict
     default: {}
   concurrency:
@@ -109,6 +146,26 @@ EXAMPLES = r"""
       image: debian/bookworm
       python: true
     concurrency: 8
+
+- name: Run a database with limits, files of the host, and an address of its own
+  mage.lxd.instances:
+    instances:
+      - name: db-2
+        image:
+          alias: debian/12
+          server: https://images.example.org
+        instance_type: t2.small
+        limits:
+          disk: 20GiB
+        mounts:
+          - /srv/backups:/backups
+        address: 10.97.0.20
+        cloud_init:
+          user_data:
+            packages: [postgresql]
+        wait_for:
+          - cloud-init
+          - port: 5432
 
 - name: Remove one
   mage.lxd.instances:
