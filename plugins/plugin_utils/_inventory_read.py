@@ -14,8 +14,7 @@ import dataclasses
 import typing as t
 
 from ansible_collections.mage.lxd.plugins.module_utils import _errors, _keys
-from ansible_collections.mage.lxd.plugins.module_utils._server import snapshot
-from ansible_collections.mage.lxd.plugins.module_utils._server.core import CoreDriver
+from ansible_collections.mage.lxd.plugins.module_utils._server import connect, snapshot
 from ansible_collections.mage.lxd.plugins.module_utils._server.driver import Driver, api
 from ansible_collections.mage.lxd.plugins.module_utils._server.options import ServerOptions
 from ansible_collections.mage.lxd.plugins.module_utils._values import show
@@ -54,7 +53,7 @@ Wanted = tuple[Answer, t.Sequence[snapshot.Instance]]
 class Reader:
     """The servers of a file, each behind a driver that is open until ``close``."""
 
-    def __init__(self, settings: Settings, connect: t.Callable[[ServerOptions], Door] = CoreDriver) -> None:
+    def __init__(self, settings: Settings, connect: t.Callable[[ServerOptions], Door] = connect.connect_core) -> None:
         self._settings = settings
         self._connect = connect
         self._drivers: list[Door] = []
