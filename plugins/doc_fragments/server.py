@@ -28,9 +28,8 @@ options:
     default: auto
   project:
     description:
-      - The project of the server.
+      - The project of the server. Without it, the one that the remote of O(endpoint) says, or else V(default).
     type: str
-    default: default
   via:
     description:
       - Names of instances that lead to a nested server, from the outside in. The server inside the last one is meant.
@@ -39,8 +38,9 @@ options:
     default: []
   client_cert:
     description:
-      - File with the client's certificate, in PEM format. Without it, a server at C(https://) sees the client
-        program's own.
+      - File with the client's certificate, in PEM format. A server at C(https://) must trust it.
+      - "Without it, the client program's own: C(client.crt) and C(client.key) in C(~/.config/lxc),
+        C(~/snap/lxd/common/config) or C(~/.config/incus), or in the folders that C(LXD_CONF) and C(INCUS_CONF) name."
     type: path
   client_key:
     description:
@@ -49,8 +49,8 @@ options:
   server_cert:
     description:
       - File with the certificate of the server at C(https://), in PEM format. The server must present this one.
-      - Without it and without O(server_fingerprint), a certificate authority that the machine trusts must have signed
-        the server's certificate.
+      - Without it and without O(server_fingerprint) and O(trust_token), a certificate authority that the machine
+        trusts must have signed the server's certificate.
     type: path
   server_fingerprint:
     description:
@@ -59,7 +59,7 @@ options:
   trust_token:
     description:
       - A token of C(lxc config trust add) or C(incus config trust add). It is used once, where the server does not
-        trust the client's certificate yet.
+        trust the client's certificate yet. It names the server's certificate, too, which is pinned by that.
     type: str
   insecure_skip_verify:
     description:

@@ -15,7 +15,7 @@ from ansible_collections.mage.lxd.plugins.module_utils._server import options
 from ansible_collections.mage.lxd.plugins.module_utils._server.cli import CliDriver
 from ansible_collections.mage.lxd.plugins.module_utils._server.core import CoreDriver
 from ansible_collections.mage.lxd.plugins.module_utils._server.rest import RestDriver
-from ansible_collections.mage.lxd.tests.integration import server, tls
+from ansible_collections.mage.lxd.tests.integration import listener, server, tls
 
 IMAGE = "mage-test/busybox"
 LXD_SOCKET = "/var/lib/lxd/unix.socket"
@@ -70,14 +70,16 @@ def _incus_socket(_folder: Path) -> t.Iterator[Opened]:
 
 @contextlib.contextmanager
 def _lxd_https(folder: Path) -> t.Iterator[Opened]:
-    """TLS with a pinned certificate that is in another name."""
-    with tls.tls_door(folder, LXD_SOCKET) as door:
-        yield (
-            LXD,
-            options.ServerOptions(
-                door.endpoint, client_cert=door.client_cert, client_key=door.client_key, server_cert=door.server_cert
-            ),
-        )
+    """The server's own listener. A token makes it trust us, and pins its certificate."""
+    cert, key = tls.make_certificate(folder, "client")
+    with listener.listening(LXD.run) as endpoint:
+        token = listener.make_token(LXD.run)
+        asked = {"endpoint": endpoint, "client_cert": cert, "client_key": key, "trust_token": token}
+        way = options.parse(asked, {})
+        with contextlib.closing(CoreDriver(way)) as driver:
+            driver.request("GET", "/1.0")
+        yield LXD, dataclasses.replace(way, trust_token=None)
+        listener.forget(LXD.run, cert)
 
 
 # How each way is opened: given an empty folder of its own, whose server it leads to and with which options.
@@ -95,8 +97,10 @@ DRIVERS: dict[str, t.Callable[[options.ServerOptions], Driver]] = {
 # The name of a door: its driver and its way.
 DOORS: dict[str, tuple[str, str]] = {
     "core-lxd": ("core", "lxd"),
+    "core-incus": ("core", "incus"),
     "core-https": ("core", "https"),
     "pylxd-lxd": ("pylxd", "lxd"),
+    "pylxd-incus": ("pylxd", "incus"),
     "pylxd-https": ("pylxd", "https"),
     "cli-lxd": ("cli", "lxd"),
     "cli-incus": ("cli", "incus"),

@@ -20,7 +20,7 @@ import pytest
 from ansible_collections.mage.lxd.plugins.module_utils import _errors
 from ansible_collections.mage.lxd.plugins.module_utils._server import files, operations, options, rest, snapshot
 from ansible_collections.mage.lxd.plugins.module_utils._server.driver import api
-from ansible_collections.mage.lxd.tests.integration import server, tls
+from ansible_collections.mage.lxd.tests.integration import server
 from ansible_collections.mage.lxd.tests.integration.doors import DOORS, DRIVERS, Doors, Driver, Server
 
 EVERY_BYTE = bytes(range(256)) * 4096
@@ -335,15 +335,3 @@ def test_no_permission() -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / ".tree")}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert f"unix://{path}: permission denied: run as root" in done.stdout
-
-
-def test_another_certificate_than_the_pinned_one(doors: Doors, tmp_path: Path) -> None:
-    other, _key = tls.make_certificate(tmp_path, "other")
-    remote = doors.way("https")[1]
-    for pin in (other, None):
-        wrong = options.ServerOptions(
-            remote.endpoint, client_cert=remote.client_cert, client_key=remote.client_key, server_cert=pin
-        )
-        for make in DRIVERS.values():
-            with pytest.raises(_errors.ServerUnreachable, match="certificate"):
-                make(wrong).request("GET", "/1.0")

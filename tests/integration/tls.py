@@ -18,7 +18,10 @@ import threading
 import typing as t
 from pathlib import Path
 
+from ansible_collections.mage.lxd.plugins.module_utils._server.options import ServerOptions
 from ansible_collections.mage.lxd.tests.integration import server
+
+FILES = ("client_cert", "client_key", "server_cert")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +32,10 @@ class Door:
     client_cert: str
     client_key: str
     server_cert: str
+
+    def options(self) -> ServerOptions:
+        """With the certificate pinned."""
+        return ServerOptions(self.endpoint, **{key: getattr(self, key) for key in FILES})
 
 
 def make_certificate(folder: Path, name: str) -> tuple[str, str]:

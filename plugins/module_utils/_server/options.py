@@ -17,6 +17,7 @@ import typing as t
 import urllib.parse
 
 from .._values import Problems
+from . import remotes, tokens
 
 # Seconds: what the server may take for each. A longer timeout lengthens all three in proportion.
 CONNECT_TIMEOUT = 10.0
@@ -37,7 +38,7 @@ SOCKETS = (
 ARGUMENTS: dict[str, t.Any] = {
     "endpoint": {"type": "str"},
     "driver": {"type": "str", "choices": list(DRIVERS), "default": "auto"},
-    "project": {"type": "str", "default": "default"},
+    "project": {"type": "str"},
     "via": {"type": "list", "elements": "str", "default": []},
     "client_cert": {"type": "path"},
     "client_key": {"type": "path"},
@@ -54,6 +55,7 @@ ENDPOINT_RULE = (
     "must be unix:///path, https://host:8443, ssh://user@host, lxc:REMOTE or incus:REMOTE, "
     "or left out for the local server"
 )
+_FILES = ("client_cert", "client_key", "server_cert")
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 _INSTANCE = re.compile(r"[A-Za-z]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?", re.ASCII)
 
@@ -99,30 +101,32 @@ class ServerOptions:
 
 
 def parse(params: t.Mapping[str, t.Any], environment: t.Optional[t.Mapping[str, str]] = None) -> ServerOptions:
-    """The options that a module or plugin got. Raises InvalidInput."""
+    """The options that a module or plugin got. Raises InvalidInput.
+
+    A token names its server's certificate: it pins that, unless the user does.
+    """
     problems = Problems()
-    endpoint = str(params.get("endpoint") or "") or find_socket(
-        os.environ if environment is None else environment, problems
-    )
-    if endpoint.startswith("/"):
-        endpoint = "unix://" + endpoint
-    if endpoint and not _is_endpoint(endpoint):
-        problems.add("endpoint", endpoint, ENDPOINT_RULE)
-    files = {key: _file(params, key, problems) for key in ("client_cert", "client_key", "server_cert")}
-    if bool(files["client_cert"]) != bool(files["client_key"]):
+    environment = os.environ if environment is None else environment
+    remote = _remote(str(params.get("endpoint") or ""), environment, problems)
+    endpoint = remote.endpoint
+    files = {key: _file(params, key, problems) or getattr(remote, key) for key in _FILES}
+    given = [key for key in ("client_cert", "client_key") if params.get(key)]
+    if len(given) == 1:
         problems.add_text("client_cert, client_key: one is of no use without the other")
-    if endpoint.startswith("https://") and not (files["client_cert"] and files["client_key"]):
-        problems.add_text("client_cert, client_key: a server at https:// needs both")
+    elif endpoint.startswith("https://") and not given:
+        files.update(_own_certificate(files, environment, problems))
+    token = _token(params.get("trust_token"), problems)
     driver = str(params.get("driver") or "auto")
     if driver not in DRIVERS:
         problems.add("driver", driver, "must be one of " + ", ".join(DRIVERS))
     made = ServerOptions(
         endpoint=endpoint,
-        project=str(params.get("project") or "default"),
+        project=str(params.get("project") or remote.project or "default"),
         driver=driver,
         via=_via(params.get("via"), problems),
-        server_fingerprint=_fingerprint(params.get("server_fingerprint"), problems),
-        trust_token=str(params.get("trust_token") or "") or None,
+        server_fingerprint=_fingerprint(params.get("server_fingerprint"), problems)
+        or (token.fingerprint if token and not files["server_cert"] else None),
+        trust_token=str(params["trust_token"]) if token else None,
         insecure_skip_verify=bool(params.get("insecure_skip_verify")),
         ssh_args=str(params.get("ssh_args") or ""),
         timeout=_timeout(params.get("timeout"), problems),
@@ -130,6 +134,61 @@ def parse(params: t.Mapping[str, t.Any], environment: t.Optional[t.Mapping[str, 
     )
     problems.raise_if_any()
     return made
+
+
+def _remote(endpoint: str, environment: t.Mapping[str, str], problems: Problems) -> remotes.Remote:
+    """What the endpoint says, or the remote that it names. Its endpoint is empty where there is a problem."""
+    client = endpoint.partition(":")[0]
+    if not endpoint:
+        return remotes.Remote(find_socket(environment, problems))
+    if client in remotes.CLIENTS:
+        found = remotes.find(endpoint, environment, problems) or remotes.Remote("")
+        if found.endpoint == "unix://":
+            found = dataclasses.replace(found, endpoint="unix://" + _socket_of(CLIENTS[client], environment))
+        return found
+    if endpoint.startswith("/"):
+        endpoint = "unix://" + endpoint
+    if not _is_endpoint(endpoint):
+        problems.add("endpoint", endpoint, ENDPOINT_RULE)
+        return remotes.Remote("")
+    return remotes.Remote(endpoint)
+
+
+def _socket_of(flavor: str, environment: t.Mapping[str, str]) -> str:
+    """The path of a local server's socket, whether it is there or not."""
+    name = flavor.upper()
+    if environment.get(f"{name}_SOCKET"):
+        return environment[f"{name}_SOCKET"]
+    if environment.get(f"{name}_DIR"):
+        return environment[f"{name}_DIR"] + "/unix.socket"
+    usual = [path for one, path in SOCKETS if one == flavor]
+    return next((path for path in usual if _is_socket(path)), usual[0])
+
+
+def _own_certificate(
+    files: t.Mapping[str, t.Optional[str]], environment: t.Mapping[str, str], problems: Problems
+) -> dict[str, t.Optional[str]]:
+    """The client program's certificate, where neither the user nor the remote names one."""
+    if files["client_cert"]:
+        return {}
+    pair = remotes.certificate(environment)
+    if not pair:
+        places = ", ".join(remotes.places(environment))
+        problems.add_text(
+            "client_cert, client_key: a server at https:// needs both, "
+            f"and no client program has client.crt and client.key (looked in {places})"
+        )
+        return {}
+    return {"client_cert": pair[0], "client_key": pair[1]}
+
+
+def _token(value: t.Any, problems: Problems) -> t.Optional[tokens.Token]:
+    """What a token says. It is a secret: no error shows it."""
+    try:
+        return tokens.read_token(str(value)) if value else None
+    except ValueError as e:
+        problems.add_text(f"trust_token: {e}")
+        return None
 
 
 def _is_endpoint(endpoint: str) -> bool:

@@ -15,7 +15,7 @@ import typing as t
 import urllib.parse
 
 from .._errors import DeadlinePassed, MissingLibrary, ServerUnreachable
-from . import sockets
+from . import sockets, trust
 from .core import CoreDriver, encoded
 from .driver import Response, checked
 from .options import ServerOptions
@@ -34,6 +34,9 @@ class RestDriver(CoreDriver):
         self._relay = None if options.socket_path is not None else Relay(options)
         self._base = "http+unix://" + urllib.parse.quote(options.socket_path or self._relay_path(), safe="")
         try:
+            # pylxd does not say why it could not connect.
+            sockets.connect(options).close()
+            self.transport.greet()
             client = _client(options, self._base)
         except BaseException:
             self.close()
@@ -70,7 +73,8 @@ class RestDriver(CoreDriver):
                 timeout=(self.options.connect_timeout, limit),
             )
         lowered = {name.lower(): value for name, value in answer.headers.items()}
-        return checked(Response(answer.status_code, lowered, answer.content), f"{method} {path}")
+        with trust.explained(self.options):
+            return checked(Response(answer.status_code, lowered, answer.content), f"{method} {path}")
 
     def close(self) -> None:
         """Let go of every connection."""
@@ -88,8 +92,6 @@ def _client(options: ServerOptions, url: str) -> t.Any:
         exceptions = importlib.import_module("pylxd.exceptions")
     except ImportError as e:
         raise MissingLibrary("pylxd", sys.executable) from e
-    # pylxd does not say why it could not connect.
-    sockets.connect(options).close()
     with _translated(options, "GET /1.0", options.request_timeout):
         try:
             return pylxd.Client(endpoint=url, timeout=(options.connect_timeout, options.request_timeout))

@@ -9,8 +9,10 @@
 from __future__ import annotations
 
 import grp
+import hashlib
 import io
 import os
+import re
 import socket
 import ssl
 import time
@@ -21,6 +23,7 @@ from .._errors import DeadlinePassed, ServerUnreachable
 from .options import ServerOptions
 
 DEFAULT_PORT = 8443
+_PEM = re.compile("-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 
 
 class Deadline:
@@ -178,24 +181,54 @@ def _connect_tls(options: ServerOptions, timeout: float) -> socket.socket:
 
 def tls_context(options: ServerOptions) -> ssl.SSLContext:
     """How to speak TLS. A pinned certificate is compared after the handshake, since its name need not match."""
-    if options.server_cert:
+    if _pinned(options) or options.insecure_skip_verify:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     else:
         context = ssl.create_default_context()
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
     if options.client_cert:
-        context.load_cert_chain(options.client_cert, options.client_key)
+        _load_pair(context, options)
     return context
 
 
+def _load_pair(context: ssl.SSLContext, options: ServerOptions) -> None:
+    pair = f"{options.client_cert} and {options.client_key}"
+    try:
+        # Without a word in advance, OpenSSL asks the terminal for the password of a key that has one.
+        context.load_cert_chain(options.client_cert or "", options.client_key, password="")
+    except ssl.SSLError as e:
+        why = "do not belong together" if e.reason == "KEY_VALUES_MISMATCH" else "are not a certificate and its key"
+        raise ServerUnreachable(options.shown, f"client_cert, client_key: {pair} {why}") from e
+    except OSError as e:
+        raise ServerUnreachable(options.shown, f"client_cert, client_key: {pair}: {e.strerror}") from e
+
+
+def _pinned(options: ServerOptions) -> bool:
+    return bool(options.server_cert or options.server_fingerprint)
+
+
 def _check_pin(options: ServerOptions, sock: ssl.SSLSocket) -> None:
-    if not options.server_cert:
-        return
-    with open(options.server_cert, encoding="ascii") as file:
-        pinned = ssl.PEM_cert_to_DER_cert(file.read().strip())
-    if sock.getpeercert(binary_form=True) != pinned:
+    """Compare the server's certificate with the pinned one. Nothing has been sent by then."""
+    shown = sock.getpeercert(binary_form=True) or b""
+    if options.server_cert and shown != _certificate(options.server_cert):
         raise ssl.SSLError(f"the server's certificate is not the one in {options.server_cert}")
+    if options.server_fingerprint:
+        found = hashlib.sha256(shown).hexdigest()
+        if found != options.server_fingerprint:
+            raise ssl.SSLError(
+                f"the server's certificate is {found}, and not {options.server_fingerprint}, the pinned one"
+            )
+
+
+def _certificate(path: str) -> bytes:
+    """The first certificate of a file, which may hold a chain and comments, too."""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        found = _PEM.search(file.read())
+    if not found:
+        raise ssl.SSLError(f"server_cert: {path} holds no certificate in PEM format")
+    return ssl.PEM_cert_to_DER_cert(found[0])
 
 
 def cause(error: Exception, path: t.Optional[str]) -> str:
@@ -209,7 +242,7 @@ def cause(error: Exception, path: t.Optional[str]) -> str:
     if isinstance(error, (TimeoutError, socket.timeout)):
         return "no answer in time"
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate is not trusted: {error.verify_message}; name its certificate in server_cert"
+        return f"its certificate is not trusted: {error.verify_message}; name it in server_cert or server_fingerprint"
     if isinstance(error, ssl.SSLError):
         return str(getattr(error, "reason", "") or (error.args[-1] if error.args else "the TLS handshake failed"))
     if isinstance(error, socket.gaierror):

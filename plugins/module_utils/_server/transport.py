@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import io
+import json
 import os
 import socket
 import ssl
@@ -19,7 +20,7 @@ import typing as t
 import urllib.parse
 
 from .._errors import ServerUnreachable
-from . import sockets, websocket
+from . import sockets, trust, websocket
 from .driver import Response, checked
 from .options import ServerOptions
 
@@ -127,6 +128,29 @@ class Transport:
         self._idle: list[Connection] = []
         self._lock = threading.Lock()
         self._pid = os.getpid()
+        # Only servers at https:// may not know us; a local socket's owner is root.
+        self._trusted = bool(options.via) or not options.endpoint.startswith("https://")
+        self._greeting = threading.RLock()
+
+    def greet(self) -> None:
+        """Before the first request, find out whether the server trusts us. Raises ServerUnreachable if it does not."""
+        with self._greeting:
+            if self._trusted:
+                return
+            # The questions themselves are requests, too.
+            self._trusted = True
+            try:
+                trust.ensure(self.options, self._ask_once)
+            except BaseException:
+                self._trusted = False
+                raise
+
+    def _ask_once(self, method: str, path: str, body: t.Any) -> Response:
+        data = None if body is None else json.dumps(body).encode("utf-8")
+        sent = {"Content-Type": "application/json"} if data else {}
+        with self.exchange(method, path, None, data, sent, self.options.request_timeout) as answer:
+            response = Response(answer.status, lowered(answer), answer.read())
+        return checked(response, f"{method} {path}")
 
     @contextlib.contextmanager
     def exchange(
@@ -139,6 +163,7 @@ class Transport:
         timeout: t.Optional[float],
     ) -> t.Iterator[http.client.HTTPResponse]:
         """Send a request and hand out its answer, to be read inside. ``body`` is bytes, an open file, or None."""
+        self.greet()
         self.requests.append((method, path))
         deadline = sockets.Deadline(timeout, f"{method} {path}")
         connection = self._take()
@@ -161,6 +186,7 @@ class Transport:
 
     def begin(self, method: str, path: str, query: t.Mapping[str, str]) -> Pending:
         """Send a request without a body on a connection of its own, and do not wait for the answer."""
+        self.greet()
         self.requests.append((method, path))
         connection = self._take()
         try:
@@ -173,6 +199,7 @@ class Transport:
 
     def upgrade(self, path: str, queries: t.Sequence[t.Mapping[str, str]]) -> list[websocket.WebSocket]:
         """Open a websocket for each query, all at once."""
+        self.greet()
         socks: list[socket.socket] = []
         try:
             started = []
