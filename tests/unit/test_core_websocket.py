@@ -54,14 +54,16 @@ def test_a_ping_between_the_parts_of_a_message_is_told_apart() -> None:
     assert found == [(PING, b"?"), (BINARY, b"one two")]
 
 
-def test_a_websocket_answers_pings_and_notices_the_end() -> None:
+def test_a_websocket_leaves_pings_alone_and_notices_the_end() -> None:
+    """LXD hangs up without reading what lies there, and over TLS that costs the last of the output."""
     ours, theirs = socket.socketpair()
     ws = websocket.WebSocket(ours, rest=server_frame(BINARY, b"early"))
     assert ws.waiting
     theirs.sendall(server_frame(PING, b"are you there") + server_frame(BINARY, b"late"))
     assert [message.data for message in ws.receive()] == [b"early", b"late"]
-    pong = next(websocket.Decoder().feed(theirs.recv(100)))
-    assert tuple(pong) == (websocket.PONG, b"are you there")
+    theirs.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        theirs.recv(100)
     theirs.close()
     assert ws.receive() == []
     assert ws.closed

@@ -148,7 +148,11 @@ class WebSocket:
             self._out.clear()
 
     def receive(self) -> list[Message]:
-        """The messages that have arrived, without waiting. Answers pings."""
+        """The messages that have arrived, without waiting.
+
+        Pings stay without an answer. LXD does not read what comes on a stream that it writes: an answer that lies there
+        when it hangs up resets the connection, and over TLS the end of a command's output was lost by that.
+        """
         data, self._rest = self._rest, b""
         try:
             data += self._read()
@@ -158,12 +162,9 @@ class WebSocket:
             self.closed = self.deaf = True
         messages = []
         for message in self._decoder.feed(data):
-            if message.kind == PING:
-                self.queue(PONG, message.data)
-                self.flush()
-            elif message.kind == CLOSE:
+            if message.kind == CLOSE:
                 self.closed = self.deaf = True
-            elif message.kind != PONG:
+            elif message.kind not in (PING, PONG):
                 messages.append(message)
         return messages
 
