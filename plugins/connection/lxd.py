@@ -168,7 +168,12 @@ class Connection(ConnectionBase):
     @property
     def _label(self) -> str:
         """How messages call the instance: project/name."""
-        return f"{self.get_option('project')}/{self._instance}"
+        return f"{self._project}/{self._instance}"
+
+    @property
+    def _project(self) -> str:
+        """The one that was asked for, or that the endpoint's remote says."""
+        return self._driver.options.project if self._driver else str(self.get_option("project") or "default")
 
     @property
     def _door(self) -> connect.Door:
@@ -215,11 +220,12 @@ class Connection(ConnectionBase):
                 "cwd": account.home,
                 "environment": _accounts.environment(account),
             }
+        door = self._door
         try:
-            return self._door.execute(
+            return door.execute(
                 self._instance,
                 argv,
-                project=self.get_option("project"),
+                project=self._project,
                 stdin=stdin,
                 timeout=self.get_option("command_timeout") or None,
                 gate=gate,
@@ -292,8 +298,7 @@ class Connection(ConnectionBase):
 
     def _place(self, path: str, mode: int, account: _accounts.Account) -> Place:
         absolute = os.path.normpath(os.path.join("/", to_text(path)))
-        project = self.get_option("project")
-        return Place(self._instance, absolute, project, mode, account.uid, account.gid)
+        return Place(self._instance, absolute, self._door.options.project, mode, account.uid, account.gid)
 
     def _file_failure(self, error: _errors.MageError, what: str) -> AnsibleError:
         """A lost or stopped instance is unreachable; a path that cannot be written is the task's failure."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import socket
 import ssl
 import typing as t
 from pathlib import Path
@@ -16,25 +15,16 @@ from pathlib import Path
 from ansible_collections.mage.lxd.tests.integration import server
 
 Run = t.Callable[..., str]
-ADDRESS = "core.https_address"
 
 
 @contextlib.contextmanager
 def listening(run: Run) -> t.Iterator[str]:
-    """The endpoint of a server that listens until the end. ``run`` runs its client.
-
-    A server that listens already is left as it is.
-    """
-    found = run("config", "get", ADDRESS).strip()
-    address = found or f"127.0.0.1:{_free_port()}"
-    if not found:
-        run("config", "set", ADDRESS, address)
-    try:
-        yield f"https://{address}"
-    finally:
-        _forget_orphans(run)
-        if not found:
-            run("config", "unset", ADDRESS)
+    """The endpoint of a server's listener, which setup.yml has made. ``run`` runs its client."""
+    address = run("config", "get", "core.https_address").strip()
+    assert address, "the server does not listen for https://: tests/integration/setup.yml sees to that"
+    _forget_orphans(run)
+    yield f"https://{address}"
+    _forget_orphans(run)
 
 
 def make_token(run: Run, *arguments: str) -> str:
@@ -59,8 +49,3 @@ def _forget_orphans(run: Run) -> None:
     for found in json.loads(run("query", "/1.0/certificates?recursion=1")):
         if server.is_orphan(found["name"]):
             run("config", "trust", "remove", found["fingerprint"])
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
