@@ -21,7 +21,15 @@ from ansible_collections.mage.lxd.plugins.module_utils import _errors
 from ansible_collections.mage.lxd.plugins.module_utils._server import options
 from ansible_collections.mage.lxd.plugins.module_utils._server.core import CoreDriver
 from ansible_collections.mage.lxd.tests.integration import listener, server, tls
-from ansible_collections.mage.lxd.tests.integration.doors import DRIVERS, INCUS, INCUS_SOCKET, LXD, LXD_SOCKET, Server
+from ansible_collections.mage.lxd.tests.integration.doors import (
+    DRIVERS,
+    INCUS,
+    INCUS_SOCKET,
+    LXD,
+    LXD_SOCKET,
+    Driver,
+    Server,
+)
 
 BOTH = pytest.mark.parametrize("make", DRIVERS.values(), ids=DRIVERS)
 CLIENT = ("client_cert", "client_key")
@@ -51,13 +59,13 @@ def remote(request: pytest.FixtureRequest, tmp_path: Path) -> t.Iterator[Remote]
         yield Remote(host, endpoint, tls.make_certificate(tmp_path, "stranger"))
 
 
-def flavor(driver: CoreDriver) -> str:
+def flavor(driver: Driver) -> str:
     """Asks what only a trusted client is told."""
     with contextlib.closing(driver):
         return str(driver.request("GET", "/1.0").metadata["environment"]["server"])
 
 
-def refusal(make: t.Callable[[options.ServerOptions], CoreDriver], door: options.ServerOptions) -> str:
+def refusal(make: t.Callable[[options.ServerOptions], Driver], door: options.ServerOptions) -> str:
     with pytest.raises(_errors.MageError) as refused:
         flavor(make(door))
     return str(refused.value)
@@ -137,7 +145,7 @@ class _Oidc(StreamRequestHandler):
 
 
 @BOTH
-def test_a_server_that_wants_a_login(make: t.Callable[[options.ServerOptions], CoreDriver], tmp_path: Path) -> None:
+def test_a_server_that_wants_a_login(make: t.Callable[[options.ServerOptions], Driver], tmp_path: Path) -> None:
     path = str(tmp_path / "socket")
     with ThreadingUnixStreamServer(path, _Oidc) as fake, tls.tls_door(tmp_path, path) as door:
         threading.Thread(target=fake.serve_forever, daemon=True).start()
@@ -147,7 +155,7 @@ def test_a_server_that_wants_a_login(make: t.Callable[[options.ServerOptions], C
 
 
 @BOTH
-def test_certificates_that_are_wrong(make: t.Callable[[options.ServerOptions], CoreDriver], tmp_path: Path) -> None:
+def test_certificates_that_are_wrong(make: t.Callable[[options.ServerOptions], Driver], tmp_path: Path) -> None:
     with tls.tls_door(tmp_path, "/nowhere") as door:
         right: dict[str, t.Any] = {**dataclasses.asdict(door.options()), "via": ()}
         other, other_key = tls.make_certificate(tmp_path, "other")

@@ -23,7 +23,7 @@ from .._errors import (
     ServerError,
     ServerUnreachable,
 )
-from . import cli_exec, cli_texts, files, runner, sockets
+from . import cli_exec, cli_texts, files, runner, sockets, transport, trust
 from .core import CoreDriver
 from .driver import Completed, Response, api, error_for
 from .exec import Command, Gate
@@ -51,6 +51,9 @@ class CliDriver:
         self.requests: list[tuple[str, str]] = []
         self._client = client or _program(options)
         self._relay = None if run_by is not None or options.socket_path else Relay(options)
+        if self._relay is not None:
+            # The client does not say what a server that does not know us wants.
+            transport.greet(options)
         self._is_here = run_by is None
         path = self._relay.path if self._relay else options.socket_path or ""
         self._runner = run_by or runner.LocalRunner(path)
@@ -72,11 +75,15 @@ class CliDriver:
         """One request, by the command of the client that does it. What has none is refused: see docs/servers.md."""
         self.requests.append((method, path))
         asked = _Asked(method, path, dict(query or {}), _parsed(body), timeout or self.options.request_timeout)
-        if method == "GET":
+        with trust.explained(self.options):
+            return self._done(asked, headers or {})
+
+    def _done(self, asked: _Asked, headers: t.Mapping[str, str]) -> Response:
+        if asked.method == "GET":
             return self._get(asked)
-        expected = {name.lower(): value for name, value in (headers or {}).items()}.get("if-match")
+        expected = {name.lower(): value for name, value in headers.items()}.get("if-match")
         current = None
-        if expected or method == "PATCH":
+        if expected or asked.method == "PATCH":
             current = self._get(asked._replace(method="GET", body=None))
             if expected and current.headers.get("etag") != expected:
                 raise PreconditionFailed(412, "it was changed since it was read", asked.name)

@@ -244,6 +244,15 @@ class Transport:
             self._idle.append(connection)
 
 
+def greet(options: ServerOptions) -> None:
+    """Find out whether the server trusts us. Raises ServerUnreachable if it does not."""
+    transport = Transport(options)
+    try:
+        transport.greet()
+    finally:
+        transport.close()
+
+
 def _ask(
     connection: Connection,
     method: str,
