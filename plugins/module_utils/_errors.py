@@ -41,6 +41,10 @@ class ServerUnreachable(MageError):
         super().__init__(f"Cannot reach the server at {endpoint}: {cause}")
 
 
+class NoBridge(ServerUnreachable):
+    """The instance around a nested server has no program that could open a bridge to it: the client program may do."""
+
+
 class ServerError(MageError):
     """The server answered with an error. ``status`` is the HTTP status or the status code of an operation."""
 

@@ -137,19 +137,24 @@ class _Reader(io.RawIOBase):
 
 def connect(options: ServerOptions) -> socket.socket:
     """A socket to the server. Raises ServerUnreachable."""
-    if options.via or options.endpoint.startswith("ssh://"):
-        host = options.via[-1] if options.via else options.endpoint[len("ssh://") :]
-        told = f"the server is on {host}, and its socket cannot be opened from here: run the play there"
-        raise ServerUnreachable(options.shown, told)
     try:
+        # These stand on what stands on this file, and few need them.
+        if options.via:
+            from . import nested
+
+            return nested.connect(options)
+        if options.endpoint.startswith("ssh://"):
+            from . import ssh
+
+            return ssh.connect(options)
         if options.socket_path is not None:
-            return _connect_unix(options.socket_path, options.connect_timeout)
+            return connect_unix(options.socket_path, options.connect_timeout)
         return _connect_tls(options, options.connect_timeout)
     except (OSError, ValueError) as e:
         raise ServerUnreachable(options.shown, cause(e, options.socket_path)) from e
 
 
-def _connect_unix(path: str, timeout: float) -> socket.socket:
+def connect_unix(path: str, timeout: float) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.settimeout(timeout)

@@ -292,7 +292,8 @@ def target(path: str, query: t.Optional[t.Mapping[str, str]]) -> str:
 
 def host_of(options: ServerOptions) -> str:
     """The Host header's value."""
-    return urllib.parse.urlsplit(options.endpoint).netloc or "localhost"
+    remote = options.endpoint.startswith("https://") and not options.via
+    return urllib.parse.urlsplit(options.endpoint).netloc if remote else "localhost"
 
 
 def lowered(answer: http.client.HTTPResponse) -> dict[str, str]:

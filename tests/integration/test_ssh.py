@@ -1,0 +1,212 @@
+# Copyright: the mage.lxd contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Servers behind SSH: one master for all, healed when it is lost, and every way to fail told in one sentence."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import typing as t
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.mage.lxd.plugins.module_utils import _errors
+from ansible_collections.mage.lxd.plugins.module_utils._server import bridge, options, ssh
+from ansible_collections.mage.lxd.plugins.module_utils._server.core import CoreDriver
+from ansible_collections.mage.lxd.plugins.module_utils._server.rest import RestDriver
+from ansible_collections.mage.lxd.tests.integration import sshd
+from ansible_collections.mage.lxd.tests.integration.playbook import ROOT
+from ansible_collections.mage.lxd.tests.integration.server import run
+
+SOCKET = "/var/lib/lxd/unix.socket"
+ASK = """
+import sys
+from ansible_collections.mage.lxd.plugins.module_utils._server import core, options
+driver = core.CoreDriver(options.ServerOptions(sys.argv[1], ssh_args=sys.argv[2]))
+for _turn in range(20):
+    assert driver.request("GET", "/1.0").status == 200
+driver.close()
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def runtime() -> t.Iterator[Path]:
+    """Where the sockets are, apart from what a user of this machine has."""
+    folder = Path(tempfile.mkdtemp(prefix="mage-run-"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", str(folder))
+        yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def host() -> t.Iterator[sshd.Sshd]:
+    with sshd.sshd() as made:
+        yield made
+
+
+def server(host: sshd.Sshd, user: str = "root", path: str = SOCKET, more: str = "") -> options.ServerOptions:
+    return options.ServerOptions(host.endpoint(user, path), ssh_args=f"{more} {host.args}")
+
+
+def answers(where: options.ServerOptions) -> bool:
+    driver = CoreDriver(where)
+    try:
+        return driver.request("GET", "/1.0").status == 200
+    finally:
+        driver.close()
+
+
+def logins(host: sshd.Sshd) -> int:
+    return (host.folder / "log").read_text(encoding="utf-8").count("Accepted publickey")
+
+
+def until(check: t.Callable[[], bool], seconds: float = 15) -> None:
+    deadline = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_many_processes_share_one_login(host: sshd.Sshd, runtime: Path) -> None:
+    where = server(host)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / ".tree")}
+    argv = [sys.executable, "-c", ASK, where.endpoint, where.ssh_args]
+    asking = [subprocess.Popen(argv, env=environment) for _number in range(5)]
+    assert [process.wait(60) for process in asking] == [0] * 5
+    driver = RestDriver(where)
+    assert driver.request("GET", "/1.0").status == 200
+    driver.close()
+    assert logins(host) == 1
+    assert (runtime / "mage-lxd").stat().st_mode & 0o077 == 0
+
+
+def test_a_host_that_comes_back_is_reached_again(host: sshd.Sshd) -> None:
+    driver = CoreDriver(server(host))
+    assert driver.request("GET", "/1.0").status == 200
+    host.stop()
+    with pytest.raises(_errors.ServerUnreachable, match="Connection refused"):
+        driver.request("GET", "/1.0")
+    host.start()
+    assert driver.request("GET", "/1.0").status == 200
+    # What is left of sockets and a master that is gone is no obstacle; nor is a master that has lost its socket.
+    place = ssh.place_of(driver.options)
+    os.unlink(place.local)
+    assert answers(driver.options)
+    driver.close()
+    assert logins(host) == 3
+
+
+def test_a_master_that_hangs_is_replaced(host: sshd.Sshd) -> None:
+    where = options.ServerOptions(**{**vars(server(host)), "timeout": 2})
+    assert answers(where)
+    place = ssh.place_of(where)
+    check = subprocess.run(place.ssh("-O", "check"), capture_output=True, text=True, check=True)
+    master = int(check.stderr.rpartition("pid=")[2].partition(")")[0])
+    os.unlink(place.base + ".ok")
+    os.kill(master, 19)
+    driver = CoreDriver(where)
+    try:
+        assert driver.request("GET", "/1.0", timeout=60).status == 200
+    finally:
+        os.kill(master, 9)
+        driver.close()
+    assert logins(host) == 2
+
+
+def test_a_master_goes_when_nobody_has_needed_it_for_a_while(host: sshd.Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ssh, "PERSIST", 2)
+    where = server(host)
+    driver = CoreDriver(where)
+    assert driver.request("GET", "/1.0").status == 200
+    place = ssh.place_of(where)
+    # A connection that only waits keeps it.
+    time.sleep(3)
+    assert driver.request("GET", "/1.0").status == 200
+    assert os.path.exists(place.master)
+    driver.close()
+    assert answers(where)
+    assert logins(host) == 1
+    until(lambda: not os.path.exists(place.master))
+    until(lambda: place.base not in run("ps", "ax", "-o", "args"))
+    assert answers(where)
+    assert logins(host) == 2
+
+
+def test_users_get_in_by_the_group_or_by_sudo_or_are_told(host: sshd.Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bridge, "IDLE", 0.5)
+    monkeypatch.setattr(bridge, "_POLL", 0.1)
+    assert answers(server(host, "member"))
+    before = len(os.listdir("/proc/self/fd"))
+    for make in (CoreDriver, RestDriver):
+        driver = make(server(host, "sudoer"))
+        assert driver.request("GET", "/1.0").status == 200
+        driver.close()
+    until(lambda: len(os.listdir("/proc/self/fd")) <= before)
+    with pytest.raises(_errors.ServerUnreachable) as refused:
+        answers(server(host, "stranger"))
+    assert str(refused.value).endswith(
+        f"permission denied on {SOCKET}: "
+        "add the user on 127.0.0.1 to the group lxd, or allow it sudo without a password"
+    )
+
+
+def test_every_way_to_fail_is_one_sentence(host: sshd.Sshd) -> None:
+    def problem(where: options.ServerOptions) -> str:
+        with pytest.raises(_errors.ServerUnreachable) as refused:
+            answers(where)
+        text = str(refused.value)
+        assert "\n" not in text
+        assert text.startswith(f"Cannot reach the server at {where.endpoint}: ")
+        return text.rpartition(f"{where.endpoint}: ")[2]
+
+    assert problem(server(host, path="/none")) == "there is no socket /none on 127.0.0.1"
+    assert "Permission denied (publickey)" in problem(server(host, "nobody-there"))
+    strange = server(host, more="-o UserKnownHostsFile=/dev/null")
+    assert "its host key is not known yet" in problem(strange)
+    closed = options.ServerOptions("ssh://127.0.0.1:9", ssh_args="-F none")
+    assert problem(closed) == "ssh: connect to host 127.0.0.1 port 9: Connection refused"
+    nowhere = options.ServerOptions("ssh://mage.invalid", ssh_args="-F none")
+    assert problem(nowhere).startswith("ssh: Could not resolve hostname mage.invalid")
+    known = (host.folder / "known_hosts").read_text(encoding="utf-8")
+    other = (host.folder / "user_key.pub").read_text(encoding="utf-8")
+    (host.folder / "known_hosts").write_text(f"{known.split()[0]} {other}", encoding="utf-8")
+    assert "its host key is another than the known one" in problem(server(host))
+    (host.folder / "known_hosts").write_text(known, encoding="utf-8")
+    deaf = host.folder / "deaf"
+    code = "import socket, sys; socket.socket(socket.AF_UNIX).bind(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", code, str(deaf)], check=True)
+    assert problem(server(host, path=str(deaf))) == (
+        f"nothing listens on {deaf} on 127.0.0.1: the daemon is not running"
+    )
+    host.stop()
+    host.more = "AllowStreamLocalForwarding no"
+    host.start()
+    assert problem(server(host)).startswith(f"ssh does not forward {SOCKET}: does AllowStreamLocalForwarding")
+
+
+def test_a_folder_that_another_user_could_change_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = Path(tempfile.mkdtemp(prefix="mage-run-"))
+    home = Path(tempfile.mkdtemp(prefix="mage-home-"))
+    try:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
+        monkeypatch.setenv("HOME", str(home))
+        where = options.ServerOptions("ssh://example.org")
+        assert ssh.place_of(where).base.startswith(f"{runtime}/mage-lxd/")
+        (runtime / "mage-lxd").chmod(0o755)
+        assert ssh.place_of(where).base.startswith(f"{home}/.ansible/mage-lxd/")
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+        long = tmp_path / ("x" * 100)
+        long.mkdir()
+        monkeypatch.setenv("HOME", str(long))
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(long))
+        assert ssh.place_of(where).base.startswith("/tmp/mage-lxd-")
+    finally:
+        shutil.rmtree(runtime)
+        shutil.rmtree(home)
