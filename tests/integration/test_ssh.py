@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from ansible_collections.mage.lxd.plugins.module_utils._server import bridge, op
 from ansible_collections.mage.lxd.plugins.module_utils._server.core import CoreDriver
 from ansible_collections.mage.lxd.plugins.module_utils._server.rest import RestDriver
 from ansible_collections.mage.lxd.tests.integration import sshd
-from ansible_collections.mage.lxd.tests.integration.playbook import ROOT
+from ansible_collections.mage.lxd.tests.integration.playbook import BIN, ROOT, PlaybookRun, ansible_environment
 from ansible_collections.mage.lxd.tests.integration.server import run
 
 SOCKET = "/var/lib/lxd/unix.socket"
@@ -210,3 +211,54 @@ def test_a_folder_that_another_user_could_change_is_not_used(tmp_path: Path, mon
     finally:
         shutil.rmtree(runtime)
         shutil.rmtree(home)
+
+
+PLAY = """
+- hosts: remote
+  gather_facts: false
+  roles:
+    - role: mage.lxd.lxd_provisioning
+- hosts: lxd_containers
+  gather_facts: false
+  tasks:
+    - name: Ask who it is
+      ansible.builtin.raw: hostname
+      changed_when: false
+"""
+
+
+def test_containers_of_a_host_behind_ssh_are_entered_by_what_ansible_knows_of_it(
+    host: sshd.Sshd, run_playbook: t.Callable[..., PlaybookRun], unique_name: t.Callable[[str], str], tmp_path: Path
+) -> None:
+    name, listed = unique_name("far"), tmp_path / "listed.ini"
+    variables = {
+        "ansible_host": "127.0.0.1",
+        "ansible_port": host.port,
+        "ansible_user": "root",
+        "ansible_ssh_private_key_file": str(host.key),
+        "ansible_ssh_common_args": f"-F none -o UserKnownHostsFile={host.folder}/known_hosts",
+        "ansible_python_interpreter": sys.executable,
+    }
+    inventory = "remote " + " ".join(f"{key}={shlex.quote(str(value))}" for key, value in variables.items()) + "\n"
+    wanted = {
+        "lxd_provisioning_inventory": [{"name": name, "image": "mage-test/busybox"}],
+        "lxd_provisioning_python": False,
+        "lxd_provisioning_hosts_file": "",
+        "lxd_provisioning_endpoint": f"unix://{SOCKET}",
+        "lxd_provisioning_static_inventory": str(listed),
+    }
+    run = run_playbook(PLAY, inventory=inventory, extra_vars=wanted).succeeded()
+    assert run.result("Ask who it is", name)["stdout"].strip() == name
+    # The file leads there as well, without the play.
+    argv = [str(BIN / "ansible"), name, "-i", str(listed), "-m", "ansible.builtin.raw", "-a", "hostname"]
+    done = subprocess.run(argv, cwd=ROOT, env=ansible_environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"ansible_lxd_endpoint=ssh://root@127.0.0.1:{host.port}{SOCKET}" in listed.read_text(encoding="utf-8")
+
+    refused = run_playbook(
+        PLAY, inventory="remote ansible_connection=ansible.builtin.winrm\n", extra_vars=wanted
+    ).failed()
+    assert refused == (
+        "remote: the connection ansible.builtin.winrm leads to no server that the controller could reach: "
+        "use ssh, local or mage.lxd.lxd, or say in lxd_provisioning_endpoint where the server listens on https"
+    )
