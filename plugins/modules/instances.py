@@ -36,9 +36,9 @@ options:
         match images on the server. C(file) is an image in one file on the host that the module runs on: it is imported
         if the server has none with its SHA-256."
       - "With C(server), the URL of another server, the image is downloaded from there, once for all instances that need
-        it. C(protocol) is V(simplestreams) (default), V(lxd) or V(incus), C(secret) gives access to one that is not
-        public, C(certificate) is the server's, if it is self-signed. C(auto_update) says whether this server keeps it
-        up to date. C(mode=local) takes only what is on this server already."
+        it. C(protocol) is V(simplestreams) (default), V(lxd) or V(incus). C(secret) gives access to an image that is
+        not public; it needs C(fingerprint). C(certificate) is the server's, if it is self-signed. C(auto_update) says
+        whether this server keeps the image up to date. C(mode=local) takes only what is on this server already."
       - "C(copy_of): V(other) or V(other/snapshot), in place of C(image): a copy of an instance of the same project. It
         publishes what it declares itself, not what the other one does."
       - "C(type): V(container) (default) or V(virtual-machine). Virtual machines are planned like containers; they have

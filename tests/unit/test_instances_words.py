@@ -79,8 +79,16 @@ def test_short_words_become_keys_of_the_server(fields: dict[str, t.Any], config:
         ),
         ({"file": "/srv/a.tar.xz"}, images.Image(file="/srv/a.tar.xz")),
         (
-            {"alias": "12", "server": "https://a.example.org", "protocol": "lxd", "secret": "s", "auto_update": "yes"},
-            images.Image(alias="12", server="https://a.example.org", protocol="lxd", secret="s", auto_update=True),
+            {
+                "fingerprint": "abcd",
+                "server": "https://a.example.org",
+                "protocol": "lxd",
+                "secret": "s",
+                "auto_update": 1,
+            },
+            images.Image(
+                fingerprint="abcd", server="https://a.example.org", protocol="lxd", secret="s", auto_update=True
+            ),
         ),
     ],
 )
@@ -164,6 +172,10 @@ def test_what_is_waited_for(raw: object, waits_for: object) -> None:
         (
             {"image": {"alias": "a", "server": "https://a", "secret": ["canary"]}},
             'instances[0].image.secret: "(hidden)": ',
+        ),
+        (
+            {"image": {"alias": "a", "server": "https://a", "protocol": "lxd", "secret": "canary"}},
+            "instances[0].image.secret: is for an image that is told by its fingerprint, with protocol lxd or incus",
         ),
         ({"image": "a", "copy_of": "b"}, "instances[0].copy_of: has image as well"),
         ({"copy_of": "a"}, "instances[0].copy_of: a cannot be made from itself"),
@@ -273,7 +285,7 @@ def test_values_that_mean_the_same(key: str, one_value: str, other: str, alike: 
 def test_secrets_of_short_words_are_not_told() -> None:
     secret = {
         "cloud_init": {"user_data": {"password": "canary"}},
-        "image": {"alias": "a", "server": "https://a.example.org", "secret": "canary"},
+        "image": {"fingerprint": "abcd", "server": "https://a.example.org", "protocol": "lxd", "secret": "canary"},
     }
     params = {"instances": [{"name": "a", **secret}, {"name": "b", "cloud_init": "canary"}], "defaults": secret}
     assert "canary" not in str(spec.hidden(params))

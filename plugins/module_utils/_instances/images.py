@@ -16,6 +16,7 @@ from .._values import Problems, boolean, choice, instance_name, mapping, text
 
 ARCHITECTURES = ("amd64", "arm64", "armhf", "armel", "i386", "i686", "ppc64el", "riscv64", "s390x", "x86_64", "aarch64")
 PROTOCOLS = ("simplestreams", "lxd", "incus")
+NATIVE = PROTOCOLS[1:]
 MODES = ("pull", "local")
 # One of them says which image is meant.
 WHICH = ("alias", "fingerprint", "properties", "file")
@@ -106,6 +107,10 @@ def _check_server(image: Image, fields: t.Mapping[str, t.Any], path: str, proble
         return
     if not re.fullmatch(r"https://[^/\s]+(/\S*)?", image.server):
         problems.add(f"{path}.server", image.server, "must be https://, such as https://images.example.org")
+    if image.secret and (image.alias or image.protocol not in NATIVE):
+        # With a secret, servers take an alias for a fingerprint.
+        told = f"is for an image that is told by its fingerprint, with protocol {_or(NATIVE)}"
+        problems.add_text(f"{path}.secret: {told}")
     if image.file:
         problems.add_text(f"{path}.file: is imported from the host itself: server is of no use with it")
     if image.properties:
