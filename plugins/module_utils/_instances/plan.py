@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import typing as t
 
+from .. import _keys
 from .._plan import Change, Plan
 from .._server.published import ABSENT
 from .._server.snapshot import Instance, Network, Snapshot
@@ -212,6 +213,10 @@ def _creation(
         "devices": {name: dict(options) for name, options in target.devices.items()},
         "description": item.description or "",
     }
+    if item.copy_of:
+        # The record that comes with the copy says which pins are the other's.
+        body["config"].pop(_keys.MANAGED, None)
+        body["profiles"] = list(_copied_profiles(item, observed))
     if item.profiles is not None:
         body["profiles"] = list(item.profiles)
     if item.ephemeral is not None:
@@ -226,6 +231,12 @@ def _creation(
     after.update(state=item.state, config=config)
     told = ", ".join(steps)
     return InstanceChange(f"instance {item.label}", told, "", shown.as_text(after), item, tuple(steps), pinned, body)
+
+
+def _copied_profiles(item: InstanceSpec, observed: Observed) -> tuple[str, ...]:
+    """Those of what is copied, which LXD does not take over by itself."""
+    source = observed.snapshot.find(item.project, item.copy_of.name) if item.copy_of else None
+    return source.profiles if source else ("default",)
 
 
 def _source(item: InstanceSpec, observed: Observed) -> dict[str, t.Any]:
@@ -280,7 +291,7 @@ def blank(item: InstanceSpec) -> Instance:
 def _unborn(item: InstanceSpec, observed: Observed) -> Instance:
     """An instance as it will be right after its creation, with the devices of its profiles."""
     source = observed.snapshot.find(item.project, item.copy_of.name) if item.copy_of else None
-    profiles = item.profiles if item.profiles is not None else source.profiles if source else ("default",)
+    profiles = item.profiles if item.profiles is not None else _copied_profiles(item, observed)
     own: Devices = source.devices if source else {}
     copied = {
         name: {key: value for key, value in options.items() if key not in ("ipv4.address", "ipv6.address", "hwaddr")}
