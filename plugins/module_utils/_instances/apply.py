@@ -34,6 +34,8 @@ RACED = (
     ADDRESS_TAKEN,
     'This "instances" entry already exists',
     "Instance is busy running",
+    # Several that are the first to ask an image server: each wants to make the folder of its index.
+    ": file exists",
     "A matching non-reusable operation has now succeeded",
 )
 ATTEMPTS = 5
