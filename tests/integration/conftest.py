@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.mage.lxd.tests.integration import doors as doors_module
-from ansible_collections.mage.lxd.tests.integration import namespace, nested, playbook, server
+from ansible_collections.mage.lxd.tests.integration import namespace, nested, playbook, server, table
 
 # This machine has Incus, too. What says nothing else means LXD, in all that the tests start.
 os.environ.setdefault("LXD_SOCKET", doors_module.LXD_SOCKET)
@@ -87,3 +87,9 @@ def nested_hosts(tmp_path_factory: pytest.TempPathFactory) -> t.Iterator[nested.
     """A container that is a host itself, and one inside that one: ``nested_hosts.one``, ``nested_hosts.two``."""
     with nested.nested_hosts(tmp_path_factory.mktemp("nested")) as made:
         yield made
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what was done through which door."""
+    for line in table.lines():
+        terminalreporter.write_line(line)
