@@ -13,7 +13,7 @@ import json
 import typing as t
 
 from . import exec as execution
-from . import files, trust
+from . import files, transfer, trust
 from .driver import Completed, Response, api, checked
 from .options import ServerOptions
 from .transport import Transport, lowered
@@ -97,7 +97,7 @@ class CoreDriver:
             return self.execute(place.instance, argv, place.project, cwd="/", timeout=files.TIMEOUT)
 
         with trust.explained(self.options):
-            files.push(self.transport, place, data, size, execute)
+            transfer.push(self.transport, place, data, size, execute)
 
     def pull(self, instance: str, path: str, project: str = "default") -> bytes:
         """Read a file of an instance. Raises NotFound."""
@@ -108,7 +108,7 @@ class CoreDriver:
     def pull_stream(self, place: files.Place, output: t.BinaryIO) -> None:
         """Write a file's content to an open file. Raises NotFound."""
         with trust.explained(self.options):
-            files.pull(self.transport, place, output)
+            transfer.pull(self.transport, place, output)
 
     def close(self) -> None:
         """Let go of every connection."""

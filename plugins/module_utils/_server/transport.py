@@ -131,6 +131,8 @@ class Transport:
         # Only servers at https:// may not know us; a local socket's owner is root.
         self._trusted = bool(options.via) or not options.endpoint.startswith("https://")
         self._greeting = threading.RLock()
+        # Found out at the first file.
+        self.lacks_sftp = False
 
     def greet(self) -> None:
         """Before the first request, find out whether the server trusts us. Raises ServerUnreachable if it does not."""
@@ -216,6 +218,22 @@ class Transport:
             for sock in socks:
                 sock.close()
             raise
+
+    def switch(self, path: str, query: t.Mapping[str, str], protocol: str) -> socket.socket:
+        """A connection that has been switched to another protocol, with the request's own timeout."""
+        self.greet()
+        self.requests.append(("GET", path))
+        sock = sockets.connect(self.options)
+        try:
+            sock.settimeout(self.options.request_timeout)
+            with translated(self.options):
+                websocket.Handshake(
+                    sock, target(path, query), host_of(self.options), self.options.shown, protocol
+                ).accepted()
+        except BaseException:
+            sock.close()
+            raise
+        return sock
 
     def close(self) -> None:
         """Close the idle connections."""

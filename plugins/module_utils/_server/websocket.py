@@ -188,7 +188,7 @@ class Handshake:
     So several can be under way at once. Both stay within the socket's timeout.
     """
 
-    def __init__(self, sock: socket.socket, target: str, host: str, endpoint: str) -> None:
+    def __init__(self, sock: socket.socket, target: str, host: str, endpoint: str, protocol: str = "websocket") -> None:
         self._sock = sock
         self._path = target.partition("?")[0]
         self._endpoint = endpoint
@@ -196,7 +196,7 @@ class Handshake:
         lines = (
             f"GET {target} HTTP/1.1",
             f"Host: {host}",
-            "Upgrade: websocket",
+            f"Upgrade: {protocol}",
             "Connection: Upgrade",
             f"Sec-WebSocket-Key: {self._key.decode()}",
             "Sec-WebSocket-Version: 13",
@@ -205,13 +205,18 @@ class Handshake:
 
     def finish(self) -> WebSocket:
         """Read the answer. Raises ServerError, ServerUnreachable."""
-        status, headers, rest = _head(self._sock, self._endpoint)
-        if status != 101:
-            checked(Response(status if status >= 400 else 502, headers, rest), "GET " + self._path)
+        headers, rest = self.accepted()
         expected = base64.b64encode(hashlib.sha1(self._key + _GUID).digest()).decode()
         if headers.get("sec-websocket-accept") != expected:
             raise ServerUnreachable(self._endpoint, "it did not answer the websocket handshake as it must")
         return WebSocket(self._sock, rest)
+
+    def accepted(self) -> tuple[dict[str, str], bytes]:
+        """Read the answer's head, and what has come with it. Raises ServerError, ServerUnreachable."""
+        status, headers, rest = _head(self._sock, self._endpoint)
+        if status != 101:
+            checked(Response(status if status >= 400 else 502, headers, rest), "GET " + self._path)
+        return headers, rest
 
 
 def _head(sock: socket.socket, endpoint: str) -> tuple[int, dict[str, str], bytes]:
