@@ -108,7 +108,7 @@ import contextlib
 import os
 import shlex
 import stat
-import tempfile
+import time
 import typing as t
 
 from ansible.errors import AnsibleAuthenticationFailure, AnsibleConnectionFailure, AnsibleError, AnsibleFileNotFound
@@ -120,9 +120,16 @@ from ansible_collections.mage.lxd.plugins.module_utils import _errors
 from ansible_collections.mage.lxd.plugins.module_utils._server import connect, options
 from ansible_collections.mage.lxd.plugins.module_utils._server.driver import Completed
 from ansible_collections.mage.lxd.plugins.module_utils._server.files import Place
-from ansible_collections.mage.lxd.plugins.plugin_utils import _accounts
+from ansible_collections.mage.lxd.plugins.plugin_utils import _accounts, _local
 
 display = Display()
+
+# Exit codes of a command that SIGKILL or SIGTERM has ended: by somebody's will, or because the instance goes down.
+_KILLED = (137, 143)
+_MOMENT = 0.3
+_GOING = "the instance is going down"
+# What a server says of an instance in which no process can be started any more, or yet.
+_NO_PID = "Failed to retrieve PID of executing child process"
 
 
 class Connection(ConnectionBase):
@@ -222,7 +229,7 @@ class Connection(ConnectionBase):
             }
         door = self._door
         try:
-            return door.execute(
+            done = door.execute(
                 self._instance,
                 argv,
                 project=self._project,
@@ -231,10 +238,22 @@ class Connection(ConnectionBase):
                 gate=gate,
                 **other,
             )
+            if done.rc in _KILLED:
+                self._still_there()
+            return done
         except _errors.DeadlinePassed as e:
             raise AnsibleError(str(e)) from None
         except _errors.MageError as e:
             raise self._failure(e) from None
+
+    def _still_there(self) -> None:
+        """Raise ServerError if the instance goes down: then nobody but its end has killed the command.
+
+        What kills all processes gets a moment to take the instance down.
+        """
+        time.sleep(_MOMENT)
+        if self._door.execute(self._instance, ["true"], project=self._project, cwd="/").rc in _KILLED:
+            raise _errors.ServerError(500, _GOING, self._instance)
 
     def _user(self) -> _accounts.Account:
         """Whom to run as. Looked up in the instance once, unless it is root."""
@@ -254,6 +273,8 @@ class Connection(ConnectionBase):
         if isinstance(error, _errors.NotFound):
             hint = " (names of instances have no underscores: ansible_lxd_instance says which one is meant)"
             text = f"there is no such instance on {self._door.endpoint}{hint if '_' in self._instance else ''}"
+        elif isinstance(error, _errors.ServerError) and error.message in (_GOING, _NO_PID):
+            text = "the instance was going down or coming up, and its commands were ended"
         elif isinstance(error, _errors.ServerError):
             text = error.message[:1].lower() + error.message[1:]
         else:
@@ -272,6 +293,8 @@ class Connection(ConnectionBase):
                 self._door.push_stream(place, file, status.st_size)
         except FileNotFoundError as e:
             raise AnsibleFileNotFound(f"file or module does not exist: {in_path}") from e
+        except OSError as e:
+            raise AnsibleError(f"cannot read {in_path}: {e.strerror}") from e
         except _errors.MageError as e:
             raise self._file_failure(e, f"cannot write {out_path}") from None
 
@@ -280,29 +303,26 @@ class Connection(ConnectionBase):
         super().fetch_file(in_path, out_path)
         display.vvv(f"FETCH {in_path} TO {out_path}", host=self._label)
         target = to_bytes(out_path, errors="surrogate_or_strict")
-        descriptor, temporary = tempfile.mkstemp(prefix=b".mage-", dir=os.path.dirname(target) or b".")
         try:
-            with open(descriptor, "wb") as file:
+            with _local.replacing(target) as file:
                 self._door.pull_stream(self._place(in_path, 0, _accounts.ROOT), file)
-                os.fchmod(file.fileno(), 0o666 & ~_umask())
-            os.replace(temporary, target)
-        except _errors.NotFound:
-            os.unlink(temporary)
-            raise AnsibleFileNotFound(f"{self._label}: there is no {in_path}, or no such instance") from None
+        except OSError as e:
+            raise AnsibleError(f"cannot write {out_path}: {e.strerror}") from e
+        except _errors.NotFound as e:
+            if e.request.startswith("GET "):
+                raise self._failure(e) from None
+            raise AnsibleFileNotFound(f"{self._label}: there is no {in_path}") from None
         except _errors.MageError as e:
-            os.unlink(temporary)
             raise self._file_failure(e, f"cannot read {in_path}") from None
-        except BaseException:
-            os.unlink(temporary)
-            raise
 
     def _place(self, path: str, mode: int, account: _accounts.Account) -> Place:
         absolute = os.path.normpath(os.path.join("/", to_text(path)))
         return Place(self._instance, absolute, self._door.options.project, mode, account.uid, account.gid)
 
     def _file_failure(self, error: _errors.MageError, what: str) -> AnsibleError:
-        """A lost or stopped instance is unreachable; a path that cannot be written is the task's failure."""
-        if isinstance(error, _errors.ServerUnreachable):
+        """A lost instance is unreachable; a path that cannot be read or written is the task's failure."""
+        lost = isinstance(error, _errors.NotFound) and error.request.startswith("GET ")
+        if lost or isinstance(error, _errors.ServerUnreachable):
             return self._failure(error)
         text = error.message if isinstance(error, _errors.ServerError) else str(error)
         return AnsibleError(f"{self._label}: {what}: {text}")
@@ -350,9 +370,3 @@ def _check_passwords(become: t.Any, output: bytes) -> None:
         raise AnsibleAuthenticationFailure(f"Incorrect {become.name} password")
     if become.check_missing_password(output):
         raise AnsibleAuthenticationFailure(f"Missing {become.name} password")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

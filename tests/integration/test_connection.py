@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import typing as t
 from pathlib import Path
 
 import pytest
 
-from ansible_collections.mage.lxd.tests.integration import server
+from ansible_collections.mage.lxd.tests.integration import playbook, server
 from ansible_collections.mage.lxd.tests.integration.conftest import RunPlaybook
 
 BUSYBOX = "mage-test/busybox"
@@ -25,7 +26,7 @@ apt-get install -qy --no-install-recommends python3 sudo
 useradd -m -s /bin/bash bob
 useradd -m eve
 echo 'bob ALL=(ALL) ALL' >/etc/sudoers.d/bob
-echo bob:secret | chpasswd
+printf 'bob:secret\\nroot:toor\\n' | chpasswd
 """
 
 
@@ -164,6 +165,13 @@ USERS = play("""
       when: password is defined
       vars:
         ansible_become_password: "{{ password }}"
+    - name: Become root by su with a password
+      ansible.builtin.command: id -un
+      become: true
+      become_method: su
+      when: password is defined
+      vars:
+        ansible_become_password: toor
     - name: Become root without one
       ansible.builtin.command: id -un
       become: true
@@ -184,7 +192,63 @@ def test_another_user_than_root(run_playbook: RunPlaybook, debian: str) -> None:
     for host in (debian, "by_number"):
         assert run.result("Ask", host)["stdout_lines"] == ["bob", "/home/bob", "/home/bob"]
         assert run.result("Become root with a password", host)["stdout"] == "root"
+        assert run.result("Become root by su with a password", host)["stdout"] == "root"
         assert run.result("Look", host)["stdout"] == "bob:bob"
+
+
+REBOOT = play("""
+    - name: Ask before
+      ansible.builtin.raw: cat /proc/sys/kernel/random/boot_id
+    - name: Reboot
+      ansible.builtin.reboot:
+        connect_timeout: 5
+        reboot_timeout: 60
+    - name: Ask after
+      ansible.builtin.raw: cat /proc/sys/kernel/random/boot_id
+    - name: Be there when it goes down
+      ansible.builtin.raw: systemctl reboot; sleep 60
+      ignore_unreachable: true
+    - name: Wait until it is up
+      ansible.builtin.wait_for_connection:
+        sleep: 0
+        timeout: 60
+    - name: Ask at last
+      ansible.builtin.raw: cat /proc/sys/kernel/random/boot_id; id -un
+""")
+
+
+def test_a_container_that_reboots(run_playbook: RunPlaybook, debian: str) -> None:
+    run = run_playbook(REBOOT, inventory=inventory(debian)).succeeded()
+    assert run.result("Reboot", debian)["rebooted"]
+    assert run.result("Reboot", debian)["elapsed"] < 30
+    asked = [run.result(name, debian)["stdout_lines"][0] for name in ("Ask before", "Ask after", "Ask at last")]
+    assert len(set(asked)) == 3
+    message = run.result("Be there when it goes down", debian)["msg"].removeprefix("Task failed: ")
+    assert run.result("Be there when it goes down", debian)["unreachable"]
+    assert message in (
+        f"default/{debian}: the instance was going down or coming up, and its commands were ended",
+        f"default/{debian}: instance is not running",
+    )
+
+
+def test_by_hand(box: str, tmp_path: Path) -> None:
+    """The programs ansible and ansible-console."""
+    hosts = tmp_path / "hosts.ini"
+    hosts.write_text(inventory(box), encoding="utf-8")
+
+    def run(*argv: str, stdin: str = "") -> str:
+        where = playbook.ansible_environment()
+        done = subprocess.run(
+            [*argv, "-i", str(hosts)], input=stdin, env=where, capture_output=True, text=True, check=False, timeout=60
+        )
+        return done.stdout + done.stderr
+
+    assert f"{box} | CHANGED | rc=0 >>\nroot" in run("ansible", "boxes", "-m", "raw", "-a", "id -un")
+    said = run("ansible", "boxes", "-u", "www-none", "-m", "raw", "-a", "id -un")
+    assert "there is no user www-none in the instance" in said
+    said = run("ansible-console", "boxes", stdin="raw echo $((40 + 2)) one\nraw exit 7\nexit\n")
+    assert "42 one" in said
+    assert "rc=7" in said
 
 
 @pytest.mark.parametrize(
