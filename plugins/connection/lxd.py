@@ -16,7 +16,7 @@ description:
     C(lxc) nor a Python package.
   - An instance is addressed by its name, never by an address.
 extends_documentation_fragment:
-  - mage.lxd.server.plugin
+  - mage.lxd.server
   - mage.lxd.server.variables
 notes:
   - A command that leaves a process behind which holds its output open ends when that process closes it, as with

@@ -6,7 +6,15 @@
 
 from __future__ import annotations
 
-_OPTIONS = r"""
+
+class ModuleDocFragment:
+    """Documentation that modules and plugins share.
+
+    All extend ``mage.lxd.server``. A module extends ``mage.lxd.server.library`` as well; a plugin that takes the
+    options from a host's variables, ``mage.lxd.server.variables``.
+    """
+
+    DOCUMENTATION = r"""
 options:
   endpoint:
     description:
@@ -79,24 +87,12 @@ options:
     default: 600
 """
 
-
-class ModuleDocFragment:
-    """Documentation that modules and plugins share.
-
-    A module extends ``mage.lxd.server``. A plugin extends ``mage.lxd.server.plugin``, and
-    ``mage.lxd.server.variables`` if it takes them from a host's variables.
-    """
-
-    DOCUMENTATION = (
-        _OPTIONS
-        + r"""
+    LIBRARY = r"""
+options: {}
 requirements:
   - python >= 3.9
   - pylxd >= 2.2.10
 """
-    )
-
-    PLUGIN = _OPTIONS
 
     VARIABLES = r"""
 options:

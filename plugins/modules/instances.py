@@ -23,6 +23,7 @@ description:
 extends_documentation_fragment:
   - mage.lxd.attributes
   - mage.lxd.server
+  - mage.lxd.server.library
 options:
   instances:
     description:

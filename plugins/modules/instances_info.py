@@ -17,6 +17,7 @@ description:
 extends_documentation_fragment:
   - mage.lxd.attributes.info
   - mage.lxd.server
+  - mage.lxd.server.library
 options:
   names:
     description: Only these instances. Those that do not exist are left out of the answer.

@@ -73,6 +73,7 @@ options:
     default: present
 extends_documentation_fragment:
   - mage.lxd.server
+  - mage.lxd.server.library
   - mage.lxd.attributes
 notes:
   - Ports are published over IPv4 only.

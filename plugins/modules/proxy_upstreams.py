@@ -27,6 +27,7 @@ description:
 extends_documentation_fragment:
   - mage.lxd.attributes
   - mage.lxd.server
+  - mage.lxd.server.library
 options:
   project:
     description:

@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import socket
 import subprocess
 import sys
 import tarfile
+import threading
 import typing as t
 from pathlib import Path
 
@@ -17,7 +20,9 @@ import pytest
 import yaml
 from ansible.release import __version__ as ansible_version
 
+from ansible_collections.mage.lxd.plugins.module_utils import _errors
 from ansible_collections.mage.lxd.plugins.module_utils._server import options
+from ansible_collections.mage.lxd.plugins.module_utils._server.core import CoreDriver
 from ansible_collections.mage.lxd.tests.integration import doors as doors_module
 from ansible_collections.mage.lxd.tests.integration import playbook, server
 from ansible_collections.mage.lxd.tests.integration.conftest import RunPlaybook
@@ -28,6 +33,7 @@ TARGET = "test/integration/targets/connection"
 USR = ("usr", "disk", "source=/usr", "path=/usr", "readonly=true")
 LINKS = "for name in lib lib64; do ln -sf usr/$name /$name; done; ln -sf /proc/mounts /etc/mtab"
 GIB = 1 << 30
+LARGE = bytes(range(256)) * 8192
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,3 +224,58 @@ def test_a_thousand_commands_and_a_gibibyte(boxes: dict[str, Box], way: str) -> 
     assert found["memory"] < 128 << 20
     assert not found["started"]
     assert not found["pylxd"]
+
+
+@contextlib.contextmanager
+def _cutting(path: str, at: Path, after: int) -> t.Iterator[None]:
+    """A socket that leads to the server's. The first connection that moves so many bytes either way is cut."""
+    cut = threading.Event()
+
+    def move(source: socket.socket, target: socket.socket) -> None:
+        moved = 0
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                moved += len(data)
+                if moved > after and not cut.is_set():
+                    cut.set()
+                    source.shutdown(socket.SHUT_RDWR)
+                    break
+                target.sendall(data)
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_RDWR)
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                outer, _address = listener.accept()
+                inner = socket.socket(socket.AF_UNIX)
+                inner.connect(path)
+                for pair in ((outer, inner), (inner, outer)):
+                    threading.Thread(target=move, args=pair, daemon=True).start()
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(at))
+        listener.listen()
+        threading.Thread(target=accept, daemon=True).start()
+        yield
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize("way", ["lxd", "incus"])
+@pytest.mark.parametrize("move", ["push", "pull"])
+def test_a_transfer_that_is_cut_is_an_error_and_leaves_nothing(
+    doors: doors_module.Doors, boxes: dict[str, Box], way: str, move: str, tmp_path: Path
+) -> None:
+    name, path = boxes[way].name, str(doors.way(way)[1].socket_path)
+    whole = CoreDriver(options.ServerOptions(f"unix://{path}"))
+    whole.push(name, "/root/file", LARGE)
+    arguments = {"push": (name, "/root/file", LARGE + LARGE), "pull": (name, "/root/file")}
+    with _cutting(path, tmp_path / "socket", len(LARGE) // 2):
+        cut = CoreDriver(options.ServerOptions(f"unix://{tmp_path}/socket"))
+        with pytest.raises(_errors.ServerUnreachable, match="connection was lost while a file was moved"):
+            getattr(cut, move)(*arguments[move])
+        cut.close()
+    assert whole.pull(name, "/root/file") == LARGE
+    assert whole.execute(name, ["find", "/root", "-name", ".mage-*"]).stdout == b""
+    whole.execute(name, ["rm", "/root/file"])
+    whole.close()

@@ -90,7 +90,6 @@ def test_the_servers_options_are_documented_as_they_are() -> None:
         name: {key: value for key, value in argument.items() if key != "no_log"}
         for name, argument in options.ARGUMENTS.items()
     }
-    assert yaml.safe_load(fragment.PLUGIN)["options"] == documented
     assert yaml.safe_load(fragment.VARIABLES)["options"] == {
         name: {
             "env": [{"name": f"ANSIBLE_LXD_{name.upper()}"}],
