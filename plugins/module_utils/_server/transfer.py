@@ -24,7 +24,6 @@ from .driver import api
 from .files import Execute, Place
 from .transport import Transport
 
-
 # What a server says of a path that it does not know. Of an instance that is not there, it says more.
 _UNKNOWN = "not found"
 
