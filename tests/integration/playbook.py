@@ -77,6 +77,12 @@ class PlaybookRun:
         assert self.rc == 0, self.output
         return self
 
+    def unchanged(self) -> PlaybookRun:
+        """This run, or a failed test that names the tasks that changed something."""
+        changes = [(task.host, task.task, task.result) for task in self.tasks if task.changed]
+        assert self.succeeded().changed == 0, changes
+        return self
+
     def failed(self) -> str:
         """The messages of what failed, one a line; a failed test if nothing did."""
         assert self.rc != 0, f"expected a failure:\n{self.output}"

@@ -103,8 +103,7 @@ def alias() -> t.Iterator[str]:
 def test_a_host_that_is_ready_is_left_alone(run_playbook: t.Any) -> None:
     before = snapshot()
     run_playbook(PLAY).succeeded()
-    again = run_playbook(PLAY).succeeded()
-    assert again.changed == 0
+    again = run_playbook(PLAY).unchanged()
     assert again.result(FACTS)["msg"] == "True unix:///var/lib/lxd/unix.socket"
     assert snapshot() == before
 
@@ -119,13 +118,13 @@ def test_an_image_comes_from_a_file_and_follows_it(run_playbook: t.Any, tmp_path
     assert alias not in aliases()
     assert run_playbook(PLAY, extra_vars=wanted).succeeded().changed == 1
     first = aliases()[alias]
-    assert run_playbook(PLAY, extra_vars=wanted).succeeded().changed == 0
+    run_playbook(PLAY, extra_vars=wanted).unchanged()
 
     write_image(file, "second")
     assert run_playbook(PLAY, extra_vars=wanted).succeeded().changed == 1
     assert aliases()[alias] != first
     assert first not in fingerprints()
-    assert run_playbook(PLAY, extra_vars=wanted).succeeded().changed == 0
+    run_playbook(PLAY, extra_vars=wanted).unchanged()
 
 
 def test_a_build_is_shared_by_two_aliases(run_playbook: t.Any, alias: str) -> None:
@@ -184,7 +183,7 @@ def test_a_machine_without_an_init_system_becomes_a_host(run_playbook: t.Any, tm
         assert checked.result(FACTS)["msg"] == "False "
         first = run_playbook(PLAY, extra_vars=wanted, prefix=machine.prefix).succeeded()
         assert first.result(FACTS)["msg"] == "True unix:///var/lib/lxd/unix.socket"
-        assert run_playbook(PLAY, extra_vars=wanted, prefix=machine.prefix).succeeded().changed == 0
+        run_playbook(PLAY, extra_vars=wanted, prefix=machine.prefix).unchanged()
         assert machine.run("lxc", "storage", "list", "--format", "csv").startswith("bare,btrfs,")
 
         machine.run("lxc", "launch", "busybox", "inner")
@@ -239,7 +238,7 @@ def test_a_play_restores_a_flushed_firewall(run_playbook: t.Any, tmp_path: Path)
             assert "39180" in restored.output or "jump" in restored.output
             assert ours() == rules
             machine.run("curl", "-sS", "--noproxy", "*", "--max-time", "10", f"http://{gateway}:39180/")
-            assert play().changed == 0
+            play().unchanged()
         machine.run("lxc", "delete", "--force", "web")
 
 
@@ -328,7 +327,7 @@ def test_debian_13_with_systemd_becomes_a_host_from_nothing(
     assert trixie.sh("find /etc /usr /var/lib/dpkg /var/lib/apt -newer /marker -type f") == ""
 
     assert run_in(run_playbook, trixie).result(FACTS, "outer")["msg"] == "True unix:///var/lib/lxd/unix.socket"
-    assert run_in(run_playbook, trixie).changed == 0
+    run_in(run_playbook, trixie).unchanged()
     assert trixie.sh("systemctl is-active lxd") == "active"
     assert trixie.names("network") == ["lxdbr0"]
     assert trixie.names("storage") == ["default"]
