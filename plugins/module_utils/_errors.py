@@ -63,6 +63,13 @@ class PreconditionFailed(ServerError):
     """412: somebody else has changed the object since it was read."""
 
 
+class OperationForgotten(MageError):
+    """The server has restarted, or ended the operation long ago: whether it was done, only its object tells."""
+
+    def __init__(self, request: str) -> None:
+        super().__init__(f"{request}: the server has forgotten the operation, as after a restart")
+
+
 class DeadlinePassed(MageError):
     """Something did not happen in time. The message says the last state seen."""
 

@@ -73,6 +73,15 @@ def decode(config: t.Mapping[str, str], key: str, project: str, name: str) -> De
     return Decoded(value["value"], "", True)
 
 
+def whose(config: t.Mapping[str, str], key: str) -> str:
+    """The project and name that a key was written for, by its mark; nothing where it has none."""
+    raw = config.get(key, "")
+    if len(raw) > LONGEST or not raw.startswith('{"for":"'):
+        return ""
+    found = raw[len('{"for":"') :].partition('"')[0]
+    return found if found.isprintable() else ""
+
+
 def of_another(config: t.Mapping[str, str], key: str, project: str, name: str) -> t.Any:
     """What a key holds that was written for another instance, as on a copy; else None."""
     decoded = decode(config, key, project, name)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.mage.lxd.tests.integration import doors as doors_module
+from ansible_collections.mage.lxd.tests.integration import engine as engine_module
 from ansible_collections.mage.lxd.tests.integration import namespace, nested, playbook, server, table
 
 # This machine has Incus, too. What says nothing else means LXD, in all that the tests start.
@@ -87,6 +88,32 @@ def nested_hosts(tmp_path_factory: pytest.TempPathFactory) -> t.Iterator[nested.
     """A container that is a host itself, and one inside that one: ``nested_hosts.one``, ``nested_hosts.two``."""
     with nested.nested_hosts(tmp_path_factory.mktemp("nested")) as made:
         yield made
+
+
+@pytest.fixture(params=["lxd", "incus"])
+def engine(request: pytest.FixtureRequest, doors: doors_module.Doors) -> t.Iterator[engine_module.Engine]:
+    """The instances' wing on each server, in this process; what it made is deleted after the test."""
+    asked, options = doors.way(request.param)
+    made = engine_module.Engine(asked, options, server.own_prefix())
+    yield made
+    asked.delete(f"{made.prefix}-")
+
+
+@pytest.fixture
+def bridge(engine: engine_module.Engine) -> t.Iterator[t.Callable[..., str]]:
+    """``bridge("ipv4.address=none")``: the name of a network of its own, gone after the instances on it."""
+    made: list[str] = []
+
+    def make(*config: str) -> str:
+        name = f"{server.own_bridge_name()}{len(made)}"
+        engine.server.run("network", "create", name, *config)
+        made.append(name)
+        return name
+
+    yield make
+    engine.server.delete(f"{engine.prefix}-")
+    for name in made:
+        engine.server.run("network", "delete", name)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import time
 import typing as t
 from pathlib import Path
 
@@ -46,7 +47,19 @@ class Server:
         for path in self.query("/1.0/instances"):
             name = path.rpartition("/")[2].partition("?")[0]
             if name.startswith(prefix):
+                self._delete_one(name)
+
+    def _delete_one(self, name: str) -> None:
+        """A container that is just dying is busy; it can be deleted moments later."""
+        deadline = time.monotonic() + 60
+        while True:
+            try:
                 self.run("delete", "--force", name)
+                return
+            except RuntimeError as error:
+                if "is busy" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
 
 
 Opened = tuple[Server, options.ServerOptions]

@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 
 from ansible_collections.mage.lxd.plugins.module_utils import _keys
 from ansible_collections.mage.lxd.plugins.module_utils._errors import InvalidInput
-from ansible_collections.mage.lxd.plugins.module_utils._instances import images, plan, present, spec, update
+from ansible_collections.mage.lxd.plugins.module_utils._instances import (
+    addresses,
+    images,
+    plan,
+    present,
+    spec,
+    states,
+    update,
+)
 from ansible_collections.mage.lxd.plugins.module_utils._plan import Plan
 from ansible_collections.mage.lxd.plugins.module_utils._server.snapshot import (
     Instance,
@@ -28,7 +36,9 @@ SERVER = Server("lxd", "5.0.2", "host", False, frozenset(), ("x86_64",))
 NIC = {"type": "nic", "name": "eth0", "network": "lxdbr0"}
 PROFILES = {"default": {"eth0": NIC, "root": {"type": "disk", "path": "/", "pool": "default"}}}
 NETWORK = Network("lxdbr0", "default", "bridge", True, {"ipv4.address": "10.97.0.1/29"})
-IMAGES = frozenset({"debian/bookworm", "ubuntu/xenial/amd64", "a" * 64})
+# Where the search for a free address begins for web-1.
+PIN = addresses.pick(NETWORK, (), "default/web-1") or ""
+IMAGES = {"debian/bookworm": "a" * 64, "ubuntu/xenial/amd64": "b" * 64, "a" * 64: "a" * 64}
 
 
 def instance(name: str, status: str = "Running", **fields: t.Any) -> Instance:
@@ -70,8 +80,8 @@ def carry_out(seen: plan.Observed, made: Plan) -> plan.Observed:
                 now[name] = instance(name, "Stopped", **kept)
             elif step == "delete":
                 del now[name]
-            elif step in ("start", "stop"):
-                now[name] = dataclasses.replace(now[name], status="Running" if step == "start" else "Stopped")
+            elif step in DOES:
+                now[name] = dataclasses.replace(now[name], status=DOES[step])
             else:
                 now[name] = _updated(now[name], change, step == "python")
     return observed(*now.values())
@@ -79,7 +89,7 @@ def carry_out(seen: plan.Observed, made: Plan) -> plan.Observed:
 
 def _updated(one: Instance, change: plan.InstanceChange, python: bool) -> Instance:
     assert change.spec is not None
-    target = update.desired_update(change.spec, one, change.pins, python)
+    target = update.desired_update(change.spec, one, change.pins, dataclasses.replace(change.notes, python=python))
     config = {key: value for key, value in {**one.config, **target.config}.items() if value}
     devices = {k: v for k, v in {**one.devices, **target.devices}.items() if k not in target.drop_devices}
     profiles = one.profiles if target.profiles is None else target.profiles
@@ -93,6 +103,7 @@ def steps(made: Plan) -> dict[str, tuple[str, ...]]:
     return {c.spec.name: c.steps for c in made.changes if isinstance(c, plan.InstanceChange) and c.spec}
 
 
+DOES = {**states.ENDS_IN, "kill": "Stopped"}
 WEB = {"name": "web-1", "image": "debian/bookworm"}
 
 
@@ -108,9 +119,13 @@ WEB = {"name": "web-1", "image": "debian/bookworm"}
         ("Running", "started", ("update",)),
         ("Running", "stopped", ("update", "stop")),
         ("Running", "absent", ("delete",)),
-        ("Frozen", "started", ("update", "start")),
-        ("Frozen", "stopped", ("update", "stop")),
-        ("Error", "started", ("update", "start")),
+        ("Running", "frozen", ("update", "freeze")),
+        ("Running", "restarted", ("update", "restart")),
+        ("Frozen", "started", ("update", "unfreeze")),
+        ("Frozen", "stopped", ("update", "unfreeze", "stop")),
+        ("Frozen", "absent", ("delete",)),
+        ("Error", "started", ("update", "kill", "start")),
+        ("Error", "stopped", ("update", "kill")),
         ("Error", "absent", ("delete",)),
     ],
 )
@@ -118,7 +133,9 @@ def test_from_every_state_to_every_state(status: str | None, state: str, expecte
     seen = observed(*([instance("web-1", status)] if status else []))
     made = planned(seen, {**WEB, "state": state})
     assert steps(made) == ({"web-1": expected} if expected else {})
-    assert not planned(carry_out(seen, made), {**WEB, "state": state}).changed
+    after = carry_out(seen, made)
+    if state != "restarted":
+        assert not planned(after, {**WEB, "state": state}).changed
 
 
 @pytest.mark.parametrize(
@@ -137,24 +154,37 @@ def test_an_image_is_found_by_alias_architecture_and_fingerprint(image: str, sou
     assert images.source(images.Image(alias=image), IMAGES) == source
 
 
-def test_what_publishes_gets_the_lowest_free_address() -> None:
-    taken = instance("a", devices={"eth0": {**NIC, "ipv4.address": "10.97.0.2"}})
-    lease = Lease("lxdbr0", "other", "b", "00:16:3e:00:00:01", "10.97.0.3", "dynamic")
-    made = planned(observed(taken, leases=[lease]), {**WEB, "nat": [{"extport": 80}]})
+def test_what_publishes_gets_a_free_address() -> None:
+    taken = instance("a", devices={"eth0": {**NIC, "ipv4.address": PIN}})
+    leased = [
+        Lease("lxdbr0", "other", "b", f"00:16:3e:00:00:0{n}", f"10.97.0.{n}", "dynamic")
+        for n in (2, 3, 4, 5)
+        if f"10.97.0.{n}" != PIN
+    ]
+    made = planned(observed(taken, leases=leased), {**WEB, "nat": [{"extport": 80}]})
     (change,) = made.changes
     assert isinstance(change, plan.InstanceChange)
-    assert change.pins == {"eth0": {**NIC, "ipv4.address": "10.97.0.4"}}
+    assert change.pins == {"eth0": {**NIC, "ipv4.address": "10.97.0.6"}}
+
+
+def test_every_name_has_a_place_of_its_own_to_begin_the_search() -> None:
+    network = dataclasses.replace(NETWORK, config={"ipv4.address": "10.97.0.1/24"})
+    found = [addresses.pick(network, (), f"default/web-{n}") for n in range(50)]
+    assert len(set(found)) > 40
+    assert found == [addresses.pick(network, (), f"default/web-{n}") for n in range(50)]
+    assert not set(found) & {"10.97.0.0", "10.97.0.1", "10.97.0.255", None}
 
 
 def test_what_an_earlier_call_planned_is_not_given_away() -> None:
     proxy = {"name": "mageproxy", "image": "debian/bookworm", "nat": [{"extport": 80}]}
     seen = observed()
     first = planned(seen, proxy, check_mode=True)
+    assert isinstance(first.changes[0], plan.InstanceChange)
     declared = present.present(desired(proxy), seen.snapshot, first.changes, False, {})
     made = plan.plan(desired({**WEB, "hostnames": ["w"]}, declared=declared), seen, True)
     (change,) = made.changes
     assert isinstance(change, plan.InstanceChange)
-    assert change.pins["eth0"]["ipv4.address"] == "10.97.0.3"
+    assert change.pins["eth0"]["ipv4.address"] not in ("", first.changes[0].pins["eth0"]["ipv4.address"])
 
 
 def test_what_runs_keeps_the_address_that_it_has() -> None:
@@ -166,12 +196,12 @@ def test_what_runs_keeps_the_address_that_it_has() -> None:
 
 
 def displaced(**devices: t.Any) -> plan.Observed:
-    """web-1, which we pinned to 10.97.0.2, and which runs with another address."""
+    """web-1, which we pinned to an address, and which runs with another address."""
     seen = carry_out(observed(), planned(observed(), {**WEB, **devices, "nat": [{"extport": 80}]}))
     (web,) = seen.snapshot.instances
     web = dataclasses.replace(web, config={**web.config, "volatile.eth0.hwaddr": "00:16:3e:00:00:07"})
     lease = Lease("lxdbr0", "default", "*", "00:16:3e:00:00:07", "10.97.0.6", "dynamic")
-    static = dataclasses.replace(lease, address="10.97.0.2", type="static")
+    static = dataclasses.replace(lease, address=PIN, type="static")
     return observed(web, leases=[static, lease])
 
 
@@ -179,7 +209,7 @@ def test_what_got_another_address_than_its_pin_is_pinned_to_that() -> None:
     item = {**WEB, "nat": [{"extport": 80}]}
     made = planned(displaced(), item)
     assert steps(made) == {"web-1": ("update",)}
-    assert "leased it 10.97.0.6 instead of 10.97.0.2" in made.warnings[0]
+    assert f"leased it 10.97.0.6 instead of {PIN}" in made.warnings[0]
     (after,) = carry_out(displaced(), made).snapshot.instances
     assert after.devices["eth0"]["ipv4.address"] == "10.97.0.6"
 
@@ -193,7 +223,7 @@ def test_a_full_network_is_told() -> None:
     items = [{"name": f"w{n}", "image": "debian/bookworm", "nat": [{"extport": 8000 + n}]} for n in range(6)]
     made = planned(observed(), *items)
     pins = [c.pins["eth0"]["ipv4.address"] for c in made.changes if isinstance(c, plan.InstanceChange) and c.pins]
-    assert pins == [f"10.97.0.{n}" for n in range(2, 7)]
+    assert sorted(pins) == [f"10.97.0.{n}" for n in range(2, 7)]
     assert "no addresses to pin" in made.warnings[0]
 
 
@@ -248,7 +278,7 @@ def test_what_cannot_be_done_is_refused(seen: plan.Observed, item: dict[str, t.A
 
 
 def test_in_check_mode_an_image_may_be_yet_to_come() -> None:
-    made = planned(observed(images=frozenset()), WEB, check_mode=True)
+    made = planned(observed(images={}), WEB, check_mode=True)
     assert steps(made) == {"web-1": ("create", "start")}
     assert "no image on the server has this alias" in made.warnings[0]
 
@@ -274,7 +304,7 @@ def test_python_is_brought_where_it_is_missing_and_asked_for_once(probe: str, ex
     seen = observed(running, python={"web-1": probe})
     made = planned(seen, item)
     assert steps(made) == {"web-1": expected}
-    target = update.desired_update(desired(item).items[0], running, {}, True)
+    target = update.desired_update(desired(item).items[0], running, {}, update.Notes(python=True))
     done = dataclasses.replace(running, config={**running.config, **target.config})
     assert plan.needs(desired(item), Snapshot(SERVER, (done,))).python == ()
     assert not planned(observed(done), item).changed
@@ -336,6 +366,7 @@ def test_what_nobody_declared_is_not_touched(items: list[dict[str, t.Any]]) -> N
 NAT = {"extport": 8080, "intport": 80}
 OTHER_NIC = {"type": "nic", "name": "eth0", "network": "br1"}
 OTHER = Network("br1", "default", "bridge", True, {"ipv4.address": "10.98.0.1/29"})
+OTHER_PIN = addresses.pick(OTHER, (), "default/web-1") or ""
 MORE: dict[str, t.Any] = {
     "profiles": {**PROFILES, "other": {"eth0": OTHER_NIC}},
     "networks": {"lxdbr0": NETWORK, "br1": OTHER},
@@ -359,13 +390,13 @@ def test_a_pin_follows_the_profiles_that_are_declared(before: dict[str, t.Any]) 
     seen = made_true({**WEB, **before})
     item = {**WEB, "profiles": ["other"], "nat": [{**NAT, "intif": "br1"}]}
     assert plan.needs(desired(item), seen.snapshot).profiles
-    assert pins_of(planned(seen, item)) == {"eth0": {**OTHER_NIC, "ipv4.address": "10.98.0.2"}}
+    assert pins_of(planned(seen, item)) == {"eth0": {**OTHER_NIC, "ipv4.address": OTHER_PIN}}
 
 
 def test_a_pin_outlasts_a_change_of_profiles_that_keeps_its_network() -> None:
     seen = made_true({**WEB, "nat": [NAT]})
     assert pins_of(planned(seen, {**WEB, "profiles": ["default", "default"], "nat": [NAT]})) == {
-        "eth0": {**NIC, "ipv4.address": "10.97.0.2"}
+        "eth0": {**NIC, "ipv4.address": PIN}
     }
 
 
@@ -374,7 +405,7 @@ def test_a_nic_that_is_declared_no_longer_goes_and_its_pin_stays() -> None:
     item = {**WEB, "nat": [NAT]}
     assert plan.needs(desired(item), seen.snapshot).profiles
     made = planned(seen, item)
-    assert pins_of(made) == {"eth0": {**NIC, "ipv4.address": "10.97.0.2"}}
+    assert pins_of(made) == {"eth0": {**NIC, "ipv4.address": PIN}}
     assert not planned(carry_out(seen, made), item).changed
 
 
@@ -382,19 +413,20 @@ def test_a_port_is_led_to_a_nic_that_is_declared_with_it() -> None:
     seen = made_true(WEB)
     eth1 = {**OTHER_NIC, "name": "eth1"}
     item = {**WEB, "devices": {"eth1": eth1}, "nat": [{**NAT, "intif": "br1"}]}
-    assert pins_of(planned(seen, item)) == {"eth1": {**eth1, "ipv4.address": "10.98.0.2"}}
+    assert pins_of(planned(seen, item)) == {"eth1": {**eth1, "ipv4.address": OTHER_PIN}}
 
 
 def test_intif_names_a_network_or_a_device() -> None:
     item = {**WEB, "nat": [{**NAT, "intif": "eth0"}]}
-    assert pins_of(planned(observed(), item)) == {"eth0": {**NIC, "ipv4.address": "10.97.0.2"}}
+    assert pins_of(planned(observed(), item)) == {"eth0": {**NIC, "ipv4.address": PIN}}
 
 
 def test_of_two_with_one_address_the_one_that_stands_still_moves() -> None:
     items = ({**WEB, "name": "a", "nat": [NAT]}, {**WEB, "name": "b", "nat": [{**NAT, "extport": 81}]})
     seen = made_true(*items)
     b = seen.snapshot.instances[1]
-    pin = {"eth0": {**NIC, "ipv4.address": "10.97.0.2"}}
+    shared = seen.snapshot.instances[0].devices["eth0"]["ipv4.address"]
+    pin = {"eth0": {**NIC, "ipv4.address": shared}}
     raced = instance("b", "Running", config=dict(b.config), devices=pin)
     for status, moved in (("Running", "b"), ("Stopped", "a")):
         first = dataclasses.replace(seen.snapshot.instances[0], status=status)
@@ -405,8 +437,8 @@ def test_of_two_with_one_address_the_one_that_stands_still_moves() -> None:
             for one in planned(again, *items).changes
             if isinstance(one, plan.InstanceChange) and one.spec
         }
-        assert pins[moved] == "10.97.0.3"
-        assert "10.97.0.2" in {"a": "10.97.0.2", "b": "10.97.0.2", **pins}.values()
+        assert pins[moved] != shared
+        assert shared in {"a": shared, "b": shared, **pins}.values()
 
 
 @pytest.mark.parametrize(
@@ -426,8 +458,8 @@ def test_a_record_that_somebody_else_wrote_is_no_record(value: object) -> None:
     assert planned(observed(instance("web-1", config=config)), {**WEB, "nat": [NAT]}).changed
 
 
-@pytest.mark.parametrize(("nat", "expected"), [([NAT], "10.97.0.3"), ([], None)])
-def test_the_pin_of_a_copy_is_no_use_to_it(nat: list[dict[str, t.Any]], expected: t.Optional[str]) -> None:
+@pytest.mark.parametrize("nat", [[NAT], []])
+def test_the_pin_of_a_copy_is_no_use_to_it(nat: list[dict[str, t.Any]]) -> None:
     (first,) = made_true({**WEB, "nat": [NAT]}).snapshot.instances
     copy = dataclasses.replace(
         instance("a-copy", "Stopped", config=dict(first.config), devices=dict(first.devices)), profiles=first.profiles
@@ -436,7 +468,8 @@ def test_the_pin_of_a_copy_is_no_use_to_it(nat: list[dict[str, t.Any]], expected
     item = {"name": "a-copy", "nat": nat}
     after = carry_out(seen, planned(seen, item)).snapshot.find("default", "a-copy")
     assert after is not None
-    assert after.devices.get("eth0", {}).get("ipv4.address") == expected
+    assert after.devices.get("eth0", {}).get("ipv4.address") != PIN
+    assert ("eth0" in after.devices) is (nat != [])
     assert (_keys.NAT in after.config) is (nat != [])
 
 

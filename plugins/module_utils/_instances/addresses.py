@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import typing as t
 
 from .. import _keys
@@ -56,21 +57,31 @@ def subnet(network: Network) -> t.Optional[netaddr.IPNetwork]:
     return netaddr.IPNetwork(value) if "/" in value else None
 
 
-def pick(network: Network, used: t.Collection[str], allows: t.Callable[[str], bool] = bool) -> t.Optional[str]:
-    """The lowest free address of a network: not its own, not the gateway's, not the broadcast, not in ``used``.
+def pick(
+    network: Network, used: t.Collection[str], whose: str, allows: t.Callable[[str], bool] = bool
+) -> t.Optional[str]:
+    """A free address of a network: not its own, not the gateway's, not the broadcast, not in ``used``.
 
-    Returns None where the network has no IPv4 or is full.
+    The search begins at a place that follows from ``whose`` it will be: two runs at once rarely pick the same, nor what
+    dnsmasq keeps of an instance that was deleted a moment ago. Returns None where there is no IPv4, or none is free.
     """
-    for address in usable(network):
+    for address in usable(network, whose):
         if address not in used and allows(address):
             return address
     return None
 
 
-def usable(network: Network) -> t.Iterator[str]:
-    """The addresses of a network that an instance can have, in order."""
+def usable(network: Network, whose: str) -> t.Iterator[str]:
+    """The addresses of a network that an instance can have, all of them once, from its own place on."""
+    import netaddr
+
+    whole = subnet(network)
+    if whole is None:
+        return
     blocked = _blocked(network)
-    for address in subnet(network) or ():
+    start = int(hashlib.sha256(whose.encode()).hexdigest(), 16) % whole.size
+    for offset in range(whole.size):
+        address = netaddr.IPAddress(whole.first + (start + offset) % whole.size)
         if address not in blocked:
             yield str(address)
 

@@ -51,7 +51,7 @@ class Picker:
             return None
         now = addresses.leased(instance, nic.device, self._leases)
         good = now and allows(now) and now not in self._fixed and not self.others(instance, nic, now)
-        found = now if good else addresses.pick(network, self._taken(nic.network), allows)
+        found = now if good else addresses.pick(network, self._taken(nic.network), _label(instance), allows)
         if found:
             self._taken(nic.network).add(found)
         return found
@@ -75,6 +75,10 @@ class Picker:
     def has_to_move(self, instance: Instance, nic: Nic) -> bool:
         """Whether the pin of a NIC is another's, who keeps it."""
         return addresses.has_to_move(instance, nic, self._pinned)
+
+
+def _label(instance: Instance) -> str:
+    return f"{instance.project}/{instance.name}"
 
 
 def _same(one: Instance, other: Instance) -> bool:

@@ -12,31 +12,25 @@ import typing as t
 
 from .. import _inventory, _keys
 from .._plan import Change
-from .._server.published import ABSENT
 from .._server.snapshot import Address, Instance, Snapshot
-from .plan import InstanceChange, blank
+from .expected import blank
+from .observed import InstanceChange
 from .spec import Desired, InstanceSpec
-from .update import Devices, desired_update
-
-# What the server calls each declared state once it is reached.
-STATUS = {
-    "started": "Running",
-    "restarted": "Running",
-    "stopped": "Stopped",
-    "frozen": "Frozen",
-    "absent": ABSENT,
-}
+from .states import STATUS
+from .update import Devices, desired_update, waits
 
 
 def present(
     desired: Desired, snapshot: Snapshot, changes: t.Iterable[Change], carried_out: bool, errors: t.Mapping[str, str]
 ) -> list[dict[str, t.Any]]:
-    """One mapping for each item, in the order of the input. Where the changes were not carried out (check mode), what
-    will be: status, addresses and keys as planned."""
+    """One mapping for each item, in the order of the input, then for each that is pruned. Where the changes were not
+    carried out (check mode), what will be: status, addresses and keys as planned."""
     by_name = {change.spec.name: change for change in changes if isinstance(change, InstanceChange) and change.spec}
+    declared = {item.name for item in desired.items}
+    pruned = [change.spec for name, change in by_name.items() if name not in declared and change.spec]
     return [
         _presented(item, snapshot, by_name.get(item.name), carried_out, errors.get(item.name, ""))
-        for item in desired.items
+        for item in (*desired.items, *pruned)
     ]
 
 
@@ -63,7 +57,7 @@ def _presented(
     existing = snapshot.find(item.project, item.name) or blank(item)
     value = found(existing, snapshot)
     if change and not carried_out:
-        target = desired_update(item, existing, change.pins, False)
+        target = desired_update(item, existing, change.pins, change.notes)
         keys = {key: text for key, text in {**value["keys"], **target.config}.items() if text and key in _keys.ALL}
         status = STATUS[item.state]
         value.update(status=status, keys=keys, **_address_values(_planned(snapshot.addresses(existing), change.pins)))
@@ -72,8 +66,16 @@ def _presented(
         changed=change is not None,
         actions=list(change.steps) if change else [],
         error=error,
+        restart_required=_restart_required(existing, change, carried_out),
     )
     return value
+
+
+def _restart_required(existing: Instance, change: t.Optional[InstanceChange], carried_out: bool) -> list[str]:
+    """What the instance has not taken up, and will not before its next start."""
+    if carried_out or change is None:
+        return list(waits(existing))
+    return list(change.waits)
 
 
 def _address_values(addresses: t.Sequence[Address]) -> dict[str, t.Any]:

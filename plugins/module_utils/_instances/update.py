@@ -18,6 +18,7 @@ from .._server.snapshot import Instance
 from .._values import canonical_json
 from . import values
 from .spec import InstanceSpec
+from .states import like
 
 Devices = t.Mapping[str, t.Mapping[str, str]]
 
@@ -31,29 +32,81 @@ class Update:
     drop_devices: tuple[str, ...] = ()
     profiles: t.Optional[tuple[str, ...]] = None
     description: t.Optional[str] = None
+    ephemeral: t.Optional[bool] = None
 
     @property
     def empty(self) -> bool:
         """Whether nothing is written."""
-        nothing = self.profiles is None and self.description is None
+        nothing = self.profiles is None and self.description is None and self.ephemeral is None
         return nothing and not (self.config or self.devices or self.drop_devices)
+
+
+@dataclasses.dataclass(frozen=True)
+class Notes:
+    """What an update records besides what is declared, so that it is not asked or done again.
+
+    ``python``: an interpreter is known to be there. ``ready``: what is waited for has come true. ``waits``: parts of
+    this update that the instance takes up at its next start. ``held``: parts that are left out, since the server
+    refuses them while the instance runs. Both as ``config.KEY`` or ``devices.NAME``; ``held`` may have ``profiles``.
+    """
+
+    python: bool = False
+    ready: bool = False
+    waits: tuple[str, ...] = ()
+    held: tuple[str, ...] = ()
+
+
+NOTHING = Notes()
 
 
 def digest(value: t.Any, key: str = "") -> str:
     """The hash of a declared value that is kept on the instance: 16 hexadecimal digits of SHA-256. Values that mean
     the same have the same."""
-    value = values.canonical(key, value) if isinstance(value, str) else values.canonical_device(value)
+    if isinstance(value, str):
+        value = values.canonical(key, value)
+    elif isinstance(value, dict):
+        value = values.canonical_device(value)
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
 
 
-def desired_update(item: InstanceSpec, existing: Instance, pins: Devices, python: bool) -> Update:
+def desired_update(item: InstanceSpec, existing: Instance, pins: Devices, notes: Notes = NOTHING) -> Update:
     """What is to be written so that an instance is as declared: three ways, between what is declared, what the last
-    run declared (with hashes of the values) and what is there now. What others set is left alone.
-
-    ``python`` says that an interpreter is known to be there, which is recorded so that it is not asked again.
-    """
+    run declared (with hashes of the values) and what is there now. What others set is left alone."""
     last = recorded(existing)
     config, devices = _declared_config(item), {**item.devices, **pins}
+    record = _recorded_now(item, existing, config, devices, pins, notes)
+    config[_keys.MANAGED] = _keys.encode(record, item.project, item.name)
+    # To a server, an empty value is none.
+    changed = {key: value for key, value in config.items() if not values.same(key, existing.config.get(key, ""), value)}
+    for key in (*stale(last.get("config"), existing.config, config), *_copied(existing)):
+        changed.setdefault(key, "")
+    held = set(notes.held)
+    profiles = None if "profiles" in held or item.profiles == existing.profiles else item.profiles
+    return Update(
+        config={key: value for key, value in changed.items() if f"config.{key}" not in held},
+        devices={
+            name: options
+            for name, options in devices.items()
+            if not values.same_device(existing.devices.get(name), options) and f"devices.{name}" not in held
+        },
+        drop_devices=tuple(
+            name for name in stale(last.get("devices"), existing.devices, devices) if f"devices.{name}" not in held
+        ),
+        profiles=profiles,
+        description=item.description if item.description not in (None, existing.description) else None,
+        ephemeral=item.ephemeral if item.ephemeral not in (None, existing.ephemeral) else None,
+    )
+
+
+def _recorded_now(
+    item: InstanceSpec,
+    existing: Instance,
+    config: t.Mapping[str, str],
+    devices: Devices,
+    pins: Devices,
+    notes: Notes,
+) -> dict[str, t.Any]:
+    last = recorded(existing)
     record: dict[str, t.Any] = {
         "config": {key: digest(value, key) for key, value in config.items()},
         "devices": {key: digest(value) for key, value in devices.items()},
@@ -61,24 +114,48 @@ def desired_update(item: InstanceSpec, existing: Instance, pins: Devices, python
     made = sorted(set(pins) - set(item.devices))
     if made:
         record["pins"] = made
-    if python or (item.python and last.get("python")):
+    if notes.python or (item.python and last.get("python")):
         record["python"] = True
-    config[_keys.MANAGED] = _keys.encode(record, item.project, item.name)
-    # To a server, an empty value is none.
-    changed = {key: value for key, value in config.items() if not values.same(key, existing.config.get(key, ""), value)}
-    for key in (*stale(last.get("config"), existing.config, config), *_copied(existing)):
-        changed.setdefault(key, "")
-    return Update(
-        config=changed,
-        devices={
-            name: options
-            for name, options in devices.items()
-            if not values.same_device(existing.devices.get(name), options)
-        },
-        drop_devices=stale(last.get("devices"), existing.devices, devices),
-        profiles=item.profiles if item.profiles is not None and item.profiles != existing.profiles else None,
-        description=item.description if item.description not in (None, existing.description) else None,
-    )
+    if item.wait_for and (notes.ready or last.get("ready") == expectation(item)):
+        record["ready"] = expectation(item)
+    if item.depends_on:
+        record["depends_on"] = list(item.depends_on)
+    made_of = origin(item) or last.get("image")
+    if made_of:
+        record["image"] = made_of
+    waiting = {*waits(existing), *notes.waits}
+    if waiting != set(waits(existing)):
+        record["restart"] = {"keys": sorted(waiting), "since": existing.last_used}
+    elif "restart" in last:
+        record["restart"] = last["restart"]
+    # It tells a renamed instance from a copy. Alone, it is not worth a write.
+    uuid = existing.config.get("volatile.uuid")
+    if uuid and record != {key: value for key, value in last.items() if key != "uuid"}:
+        record["uuid"] = uuid
+    elif "uuid" in last:
+        record["uuid"] = last["uuid"]
+    return record
+
+
+def expectation(item: InstanceSpec) -> str:
+    """The hash of what an instance is waited for."""
+    return digest([str(one) for one in item.wait_for or ()])
+
+
+def origin(item: InstanceSpec) -> str:
+    """What an item says that it is made from."""
+    if item.copy_of:
+        return f"copy of {item.copy_of}"
+    return str(item.image) if item.image else ""
+
+
+def waits(existing: Instance) -> tuple[str, ...]:
+    """What an earlier run has written and the instance has not taken up: it has not been started since."""
+    restart = recorded(existing).get("restart") or {}
+    keys, since = restart.get("keys"), restart.get("since")
+    if like(existing.status) == "Stopped" or since != existing.last_used or not isinstance(keys, list):
+        return ()
+    return tuple(sorted(key for key in keys if isinstance(key, str)))
 
 
 def _copied(existing: Instance) -> tuple[str, ...]:
@@ -112,7 +189,17 @@ def recorded(instance: Instance) -> dict[str, t.Any]:
 
 def _record(value: object) -> dict[str, t.Any]:
     """The parts of a record that are what they should be: somebody else may have written it."""
-    kinds = {"config": dict, "devices": dict, "pins": list, "python": bool}
+    kinds = {
+        "config": dict,
+        "depends_on": list,
+        "devices": dict,
+        "image": str,
+        "pins": list,
+        "python": bool,
+        "ready": str,
+        "restart": dict,
+        "uuid": str,
+    }
     known = value.items() if isinstance(value, dict) else ()
     return {key: held for key, held in known if key in kinds and isinstance(held, kinds[key])}
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import typing as t
 
-from .._errors import DeadlinePassed, NotFound
+from .._errors import DeadlinePassed, NotFound, OperationForgotten
 from .driver import Driver, Response, api, error_for
 from .options import OPERATION_TIMEOUT
 
@@ -23,18 +23,21 @@ def run(
     body: t.Any = None,
     headers: t.Optional[t.Mapping[str, str]] = None,
     timeout: float = OPERATION_TIMEOUT,
+    strict: bool = False,
 ) -> t.Any:
     """Send a request and wait for the operation that it starts, if it starts one.
 
     Returns the metadata of the operation or of the answer. Returns None where the server has forgotten the operation:
-    the caller reads the object again, since that says neither success nor failure.
+    the caller reads the object again, since that says neither success nor failure. With ``strict`` that is an
+    OperationForgotten.
     """
-    return wait(
-        driver, driver.request(method, path, query=query, body=body, headers=headers), f"{method} {path}", timeout
-    )
+    answer = driver.request(method, path, query=query, body=body, headers=headers)
+    return wait(driver, answer, f"{method} {path}", timeout, strict)
 
 
-def wait(driver: Driver, response: Response, request: str, timeout: float = OPERATION_TIMEOUT) -> t.Any:
+def wait(
+    driver: Driver, response: Response, request: str, timeout: float = OPERATION_TIMEOUT, strict: bool = False
+) -> t.Any:
     """Wait for the operation of an answer. Raises ServerError if it failed, DeadlinePassed if it is late."""
     envelope = response.json
     if envelope.get("type") != "async":
@@ -47,7 +50,9 @@ def wait(driver: Driver, response: Response, request: str, timeout: float = OPER
             query={"timeout": str(int(timeout))},
             timeout=timeout + 10,
         )
-    except NotFound:
+    except NotFound as e:
+        if strict:
+            raise OperationForgotten(request) from e
         return None
     operation = answer.metadata or {}
     code = int(operation.get("status_code", 0))

@@ -58,6 +58,8 @@ class Instance:
     devices: t.Mapping[str, t.Mapping[str, str]]
     expanded_config: t.Mapping[str, str]
     expanded_devices: t.Mapping[str, t.Mapping[str, str]]
+    # When it was started last, as the server writes it; of one that never was, the beginning of time.
+    last_used: str = ""
 
     @classmethod
     def from_api(cls, raw: Raw) -> Instance:
@@ -75,12 +77,13 @@ class Instance:
             devices=raw.get("devices") or {},
             expanded_config=raw.get("expanded_config") or raw.get("config") or {},
             expanded_devices=raw.get("expanded_devices") or raw.get("devices") or {},
+            last_used=str(raw.get("last_used_at") or ""),
         )
 
     @property
     def running(self) -> bool:
         """Whether processes of it run now."""
-        return self.status == "Running"
+        return self.status in ("Running", "Ready")
 
     @property
     def nics(self) -> tuple[Nic, ...]:

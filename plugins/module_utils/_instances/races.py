@@ -1,0 +1,54 @@
+# Copyright: the mage.lxd contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# This code is private to mage.lxd: it may change without notice.
+
+"""Errors that say nothing against a declaration: somebody else was faster, or the server was away. Pure."""
+
+from __future__ import annotations
+
+from .._errors import MageError, OperationForgotten, PreconditionFailed, ServerError, ServerUnreachable
+
+# What a server says where somebody else was faster: with the address, the name, or the instance as a whole.
+ADDRESS_TAKEN = "already defined on another NIC"
+BUSY = ("is busy running", "A matching non-reusable operation has now succeeded")
+_RACED = (
+    ADDRESS_TAKEN,
+    'This "instances" entry already exists',
+    "Instance not found",
+    "Instance is running",
+    "already running",
+    "already stopped",
+    "already frozen",
+    # Several that are the first to ask an image server: each wants to make the folder of its index.
+    ": file exists",
+)
+# What a server says while it goes down or comes up.
+_AWAY = (
+    "context canceled",
+    "daemon not started yet",
+    "daemon is starting",
+    "database is closed",
+    "is shutting down",
+    "Operation was cancelled",
+)
+
+
+def is_away(error: MageError) -> bool:
+    """Whether the server was not there, or not quite: it may be back in a moment."""
+    if isinstance(error, ServerError):
+        return error.status == 503 or any(text.lower() in error.message.lower() for text in _AWAY)
+    return isinstance(error, (ServerUnreachable, OperationForgotten))
+
+
+def is_busy(error: MageError) -> bool:
+    """Whether something else goes on with the instance, which comes to its end."""
+    return isinstance(error, ServerError) and any(text in error.message for text in BUSY)
+
+
+def is_raced(error: MageError) -> bool:
+    """Whether it is worth to read and plan again."""
+    if isinstance(error, PreconditionFailed) or is_away(error) or is_busy(error):
+        return True
+    return isinstance(error, ServerError) and any(text in error.message for text in _RACED)

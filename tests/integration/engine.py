@@ -1,0 +1,114 @@
+# Copyright: the mage.lxd contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The instances' wing on a real server, in this process: what the module does, without Ansible's start."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing as t
+
+from ansible_collections.mage.lxd.plugins.module_utils._context import Context, Report
+from ansible_collections.mage.lxd.plugins.module_utils._instances import apply, spec
+from ansible_collections.mage.lxd.plugins.module_utils._instances.plan import plan
+from ansible_collections.mage.lxd.plugins.module_utils._plan import Plan
+from ansible_collections.mage.lxd.plugins.module_utils._server.options import ServerOptions
+from ansible_collections.mage.lxd.plugins.module_utils._server.rest import RestDriver
+from ansible_collections.mage.lxd.tests.integration.doors import Server
+
+Raw = dict[str, t.Any]
+
+
+class MeddlingDriver(RestDriver):
+    """A driver before whose requests somebody else may do something: ``meddle(method, path)``."""
+
+    def __init__(self, options: ServerOptions) -> None:
+        super().__init__(options)
+        self.meddle: t.Callable[[str, str], None] = lambda method, path: None
+
+    def request(self, method: str, path: str, *args: t.Any, **kwargs: t.Any) -> t.Any:
+        self.meddle(method, path)
+        return super().request(method, path, *args, **kwargs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Done:
+    """What came of one call."""
+
+    plan: Plan
+    report: t.Optional[Report]
+    values: list[Raw]
+    requests: list[tuple[str, str]]
+
+    @property
+    def changed(self) -> bool:
+        return self.plan.changed
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        return self.report.failures if self.report else ()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return (*self.plan.warnings, *(self.report.warnings if self.report else ()))
+
+    @property
+    def one(self) -> Raw:
+        (value,) = self.values
+        return value
+
+    def steps(self, name: str) -> list[str]:
+        return next(value["actions"] for value in self.values if value["name"] == name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Engine:
+    """One server: called as a task would call the module, and asked by its own client."""
+
+    server: Server
+    options: ServerOptions
+    prefix: str
+
+    def name(self, suffix: str) -> str:
+        return f"{self.prefix}-{suffix}"
+
+    def item(self, suffix: str, **fields: t.Any) -> Raw:
+        return {"name": self.name(suffix), "image": self.server.image, **fields}
+
+    def run(self, *items: Raw, check: bool = False, meddle: t.Any = None, **more: t.Any) -> Done:
+        """Observe, plan, apply. Raises what the module would fail with before it changes anything."""
+        defaults = {name: option["default"] for name, option in spec.ARGUMENTS.items() if "default" in option}
+        desired = spec.parse({**defaults, "timeout": 60, "instances": list(items), **more}, "default")
+        driver = MeddlingDriver(self.options)
+        if meddle:
+            driver.meddle = meddle
+        context = Context({}, check, self.options, driver)
+        try:
+            observed = apply.observe(desired, context)
+            planned = plan(desired, observed, check)
+            report = apply.apply(desired, observed, planned, context) if planned.changed and not check else None
+            values = apply.result(desired, observed, planned, report)["instances"]
+        finally:
+            context.close()
+        return Done(planned, report, values, driver.requests)
+
+    def good(self, *items: Raw, **more: t.Any) -> Done:
+        done = self.run(*items, **more)
+        assert done.failures == (), done.failures
+        return done
+
+    def get(self, suffix: str) -> Raw:
+        return dict(self.server.query(f"/1.0/instances/{self.name(suffix)}"))
+
+    def status(self, suffix: str) -> str:
+        found = [one for one in self.server.query("/1.0/instances?recursion=1") if one["name"] == self.name(suffix)]
+        return str(found[0]["status"]) if found else "Absent"
+
+    def patch(self, suffix: str, body: Raw) -> None:
+        path = f"/1.0/instances/{self.name(suffix)}"
+        kept = {"description": self.get(suffix)["description"]}
+        self.server.run("query", "--wait", "-X", "PATCH", path, "-d", json.dumps({**kept, **body}))
+
+    def execute(self, suffix: str, *argv: str) -> str:
+        return self.server.run("exec", self.name(suffix), "--", *argv)

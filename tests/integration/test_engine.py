@@ -1,0 +1,268 @@
+# Copyright: the mage.lxd contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How a list becomes true, on LXD and on Incus: what happened is read back through each server's own client."""
+
+from __future__ import annotations
+
+import time
+import typing as t
+
+import pytest
+
+from ansible_collections.mage.lxd.plugins.module_utils._errors import InvalidInput
+from ansible_collections.mage.lxd.plugins.module_utils._instances import states
+from ansible_collections.mage.lxd.tests.integration.engine import Engine
+
+# Taken up at the next start only.
+SLOW = {"linux.sysctl.net.ipv4.ip_forward": "1"}
+
+
+def test_what_is_true_costs_one_read_of_each_kind(engine: Engine) -> None:
+    items = [engine.item(f"n{n}") for n in range(5)]
+    assert engine.good(*items).changed
+    again = engine.good(*items)
+    assert not again.changed
+    assert [method for method, _path in again.requests if method != "GET"] == []
+    assert [path for _method, path in again.requests if path.startswith("/1.0/instances")] == ["/1.0/instances"]
+    assert len(again.requests) <= 4, again.requests
+
+
+def test_values_that_mean_the_same_are_the_same(engine: Engine) -> None:
+    config = {"limits.memory": "128MiB", "limits.cpu": 1, "boot.autostart": True}
+    engine.good(engine.item("v", state="stopped", config=config))
+    engine.patch("v", {"config": {"limits.memory": "134217728", "boot.autostart": "1", "user.theirs": "x"}})
+    before = engine.get("v")
+    assert not engine.good(engine.item("v", state="stopped", config=config)).changed
+    assert engine.good(engine.item("v", state="stopped")).changed
+    after = engine.get("v")["config"]
+    assert {"limits.memory", "limits.cpu", "boot.autostart"} & set(after) == set()
+    for key, value in before["config"].items():
+        if key.startswith(("image.", "volatile.", "user.theirs")):
+            assert after[key] == value
+
+
+def test_a_key_written_meanwhile_is_kept(engine: Engine) -> None:
+    """Somebody else writes between our read and our write: 412, and the next try sees it. A third time is too much."""
+    engine.good(engine.item("m", state="stopped"))
+    times: list[str] = []
+
+    def meddle(method: str, path: str) -> None:
+        if method in ("PATCH", "PUT") and len(times) < limit:
+            times.append(method)
+            engine.patch("m", {"config": {f"user.theirs-{len(times)}": "x"}})
+
+    limit = 1
+    engine.good(engine.item("m", state="stopped", config={"user.ours": "1"}), meddle=meddle)
+    config = engine.get("m")["config"]
+    assert (config["user.ours"], config["user.theirs-1"]) == ("1", "x")
+    device = {"gone": {"type": "none"}}
+    engine.good(engine.item("m", state="stopped", config={"user.ours": "1"}, devices=device))
+    times.clear()
+    done = engine.good(engine.item("m", state="stopped", config={"user.ours": "2"}), meddle=meddle)
+    assert times == ["PUT"]
+    assert ("PUT", f"/1.0/instances/{engine.name('m')}") in done.requests
+    now = engine.get("m")
+    assert now["devices"] == {}
+    assert (now["config"]["user.ours"], now["config"]["user.theirs-1"], now["status"]) == ("2", "x", "Stopped")
+
+
+def test_from_every_state_to_every_state(engine: Engine) -> None:
+    begins = {"Absent": (), "Stopped": ("stopped",), "Running": ("started",), "Frozen": ("frozen",)}
+    pairs = [(begin, end) for begin in begins for end in states.STATUS]
+    items = {pair: engine.item(f"{pair[0]}-{pair[1]}".lower(), wait_for=[]) for pair in pairs}
+    engine.good(*({**items[pair], "state": begins[pair[0]][0]} for pair in pairs if begins[pair[0]]))
+    for pair in pairs:
+        assert engine.status("-".join(pair).lower()) == pair[0]
+    used = {pair: engine.get("-".join(pair).lower())["last_used_at"] for pair in pairs if pair[0] != "Absent"}
+    done = engine.good(*({**items[pair], "state": pair[1]} for pair in pairs))
+    for pair in pairs:
+        suffix = "-".join(pair).lower()
+        assert tuple(done.steps(engine.name(suffix))) == states.steps(*pair), pair
+        assert engine.status(suffix) == states.STATUS[pair[1]], pair
+    for begin in ("Running", "Frozen"):
+        assert engine.get(f"{begin}-restarted".lower())["last_used_at"] != used[begin, "restarted"]
+        assert engine.get(f"{begin}-started".lower())["last_used_at"] == used[begin, "started"]
+    kept = [pair for pair in pairs if pair[1] != "restarted"]
+    assert not engine.good(*({**items[pair], "state": pair[1]} for pair in kept)).changed
+
+
+def test_a_restart_comes_only_where_it_must(engine: Engine) -> None:
+    """Live keys are live; others wait, are told, and are taken up by the next run that may restart."""
+    started: dict[str, t.Any] = {"wait_for": []}
+    engine.good(engine.item("r", **started))
+    used = engine.get("r")["last_used_at"]
+    live = {"limits.memory": "256MiB", "limits.processes": "100", "user.x": "1"}
+    assert engine.good(engine.item("r", config=live, **started)).one["actions"] == ["update"]
+    told = engine.good(engine.item("r", config={**live, **SLOW}, **started), restart="never")
+    waits = ["config.linux.sysctl.net.ipv4.ip_forward"]
+    assert (told.one["actions"], told.one["restart_required"]) == (["update"], waits)
+    again = engine.good(engine.item("r", config={**live, **SLOW}, **started), restart="never")
+    assert (again.changed, again.one["restart_required"]) == (False, waits)
+    assert engine.get("r")["last_used_at"] == used
+    now = engine.good(engine.item("r", config={**live, **SLOW}, **started))
+    assert (now.one["actions"], now.one["restart_required"]) == (["restart"], [])
+    assert engine.execute("r", "cat", "/proc/sys/net/ipv4/ip_forward").strip() == "1"
+    used = engine.get("r")["last_used_at"]
+    assert not engine.good(engine.item("r", config={**live, **SLOW}, **started)).changed
+    always = engine.good(engine.item("r", config={**SLOW, "user.x": "2"}, **started), restart="always")
+    assert always.one["actions"] == ["update", "restart"]
+    assert engine.get("r")["last_used_at"] != used
+    # What stops by itself is not restarted, and what is stopped stays so.
+    engine.good(engine.item("r", state="stopped", config={"user.x": "2"}))
+    done = engine.good(engine.item("r", state="stopped", config={**SLOW, "user.x": "3"}), restart="always")
+    assert (done.one["actions"], done.one["restart_required"]) == (["update"], [])
+    assert engine.status("r") == "Stopped"
+
+
+def test_another_image_or_type_is_refused_or_made_anew(engine: Engine) -> None:
+    engine.good(engine.item("i", state="stopped", nat=[{"extport": 39301}]))
+    first = engine.get("i")
+    with pytest.raises(
+        InvalidInput, match=r"is a container: delete it first .state: absent., give another"
+    ):
+        engine.run(engine.item("i", state="stopped", type="virtual-machine"))
+    other = {"image": "0123456789abcdef"}
+    with pytest.raises(InvalidInput, match=f"was made from {engine.server.image}: delete it first"):
+        engine.run({**engine.item("i", state="stopped"), **other})
+    base = first["config"]["volatile.base_image"]
+    same = engine.good({**engine.item("i", state="stopped", nat=[{"extport": 39301}]), "image": base[:20]})
+    assert same.one["actions"] == ["update"]
+    # As if it had been made from an image that another alias meant.
+    engine.server.run("config", "set", engine.name("i"), "volatile.base_image", "f" * 64)
+    anew = engine.good(
+        {**engine.item("i", state="stopped", nat=[{"extport": 39301}]), "image": base[:24], "recreate": True}
+    )
+    assert anew.one["actions"] == ["delete", "create"]
+    now = engine.get("i")
+    assert now["created_at"] != first["created_at"]
+    assert now["config"]["volatile.base_image"] == base
+    assert now["devices"]["eth0"]["ipv4.address"] == first["devices"]["eth0"]["ipv4.address"]
+
+
+def test_what_is_waited_for(engine: Engine) -> None:
+    engine.good(engine.item("w", wait_for=[]))
+    # A bridge as Docker makes one, with an address that is not the instance's.
+    engine.execute(
+        "w", "sh", "-c", "brctl addbr docker0 && ip addr add 172.17.0.1/16 dev docker0 && ip link set docker0 up"
+    )
+    done = engine.good(
+        engine.item("w", config={"user.x": "1"}, wait_for=["address", {"exec": ["test", "-d", "/proc/1"]}])
+    )
+    assert done.one["actions"] == ["update", "wait"]
+    assert not done.one["address"].startswith("172.17.")
+    assert not engine.good(
+        engine.item("w", config={"user.x": "1"}, wait_for=["address", {"exec": ["test", "-d", "/proc/1"]}])
+    ).changed
+    bad = engine.run(
+        engine.item("w", wait_for=[{"port": 4321}]),
+        engine.item("w6", wait_for=[{"address": {"family": 6, "nic": "eth7"}}]),
+        engine.item("wc", wait_for=["cloud-init"]),
+        engine.item("ws", wait_for=["system"]),
+        engine.item("we", wait_for=[{"exec": ["sh", "-c", "echo not yet; exit 3"]}]),
+        timeout=4,
+    )
+    told = dict(failure.split(": ", 1) for failure in bad.failures)
+    expected = {
+        "w": "port: 4321: not so after 4 s; last state: nothing listens on port 4321",
+        "w6": "there is no such network device; there is eth0",
+        "wc": "there is no cloud-init in it",
+        "ws": "there is no systemd in it",
+        "we": "last state: exit code 3: not yet",
+    }
+    for suffix, text in expected.items():
+        assert text in told[f"default/{engine.name(suffix)}"], told
+    engine.execute("w", "sh", "-c", "nc -l -p 4321 >/dev/null 2>&1 & sleep 0.2")
+    assert engine.good(engine.item("w", wait_for=[{"port": 4321}])).one["actions"] == ["wait"]
+
+
+def test_a_network_that_gives_no_addresses_is_not_waited_for(engine: Engine, bridge: t.Callable[..., str]) -> None:
+    quiet = bridge("ipv4.address=none", "ipv6.address=none")
+    nic = {"eth0": {"type": "nic", "name": "eth0", "network": quiet}}
+    begun = time.monotonic()
+    assert engine.good(engine.item("q", devices=nic)).one["status"] == "Running"
+    assert time.monotonic() - begun < 20
+
+
+def test_a_death_right_after_the_start_is_told_with_console_and_log(engine: Engine) -> None:
+    item = engine.item("dies", config={"raw.lxc": "lxc.init.cmd = /bin/echo Too many open files"})
+    begun = time.monotonic()
+    (failure,) = engine.run(item).failures
+    assert time.monotonic() - begun < 30
+    assert "started, and was Stopped right after" in failure
+    assert "Its console" in failure
+    assert "Its log" in failure
+    assert "raise fs.inotify.max_user_instances" in failure
+    broken = engine.item("never", config={"raw.lxc": "lxc.init.cmd = /no/such/init"})
+    (failure,) = engine.run(broken).failures
+    assert "/no/such/init" in failure or "Its log ends with" in failure
+
+
+def test_dependencies_come_first_and_go_last(engine: Engine) -> None:
+    names = {key: engine.name(key) for key in ("db", "app", "web", "lone")}
+    items = [
+        engine.item("web", depends_on=[names["app"]]),
+        engine.item("app", depends_on=[names["db"]]),
+        engine.item("db"),
+        engine.item("lone"),
+    ]
+    engine.good(*items)
+    used = [engine.get(key)["last_used_at"] for key in ("db", "app", "web")]
+    assert used == sorted(used)
+    gone = engine.good(*({**item, "state": "absent"} for item in items))
+    deleted = [path.rpartition("-")[2] for method, path in gone.requests if method == "DELETE"]
+    assert [key for key in deleted if key != "lone"] == ["web", "app", "db"]
+    with pytest.raises(InvalidInput) as cycle:
+        engine.run(*items[:2], engine.item("db", depends_on=[names["web"]]))
+    assert " → ".join((names["web"], names["app"], names["db"], names["web"])) in str(cycle.value)
+    broken = {"d": {"type": "disk", "source": "/nowhere/at/all", "path": "/d"}}
+    failed = engine.run(items[0], items[1], engine.item("db", devices=broken), items[3])
+    assert f"default/{names['app']}: not tried, since it comes after {names['db']}, which failed" in failed.failures
+    assert f"default/{names['web']}: not tried, since it comes after {names['app']}, which failed" in failed.failures
+    assert [engine.status(key) for key in ("app", "web", "lone")] == ["Absent", "Absent", "Running"]
+
+
+def test_pruning_takes_only_its_own(engine: Engine) -> None:
+    mine, other = engine.name("owner"), engine.name("other")
+    options: dict[str, t.Any] = {"owner": mine, "prune": True}
+    items = {key: engine.item(key, state="stopped") for key in ("kept", "gone", "safe")}
+    items["safe"]["config"] = {"security.protection.delete": True}
+    engine.good(*items.values(), **options)
+    engine.good(engine.item("theirs", state="stopped"), owner=other)
+    engine.good(engine.item("nobodys", state="stopped"))
+    engine.server.run("copy", engine.name("gone"), engine.name("copy"))
+    checked = engine.run(items["kept"], check=True, **options)
+    assert [value["name"] for value in checked.values if value["actions"] == ["delete"]] == [engine.name("gone")]
+    assert engine.status("gone") == "Stopped"
+    done = engine.good(items["kept"], **options)
+    assert any(engine.name("safe") in told and "security.protection.delete" in told for told in done.warnings)
+    found = {key: engine.status(key) for key in ("kept", "gone", "safe", "theirs", "nobodys", "copy")}
+    assert found == {**dict.fromkeys(found, "Stopped"), "gone": "Absent"}
+    with pytest.raises(InvalidInput, match=r"is protected: set security\.protection\.delete to false first"):
+        engine.run({**items["safe"], "state": "absent"})
+    engine.good({**items["safe"], "config": {"security.protection.delete": False}})
+    engine.good({**items["safe"], "state": "absent"})
+    with pytest.raises(InvalidInput, match="prune: needs owner"):
+        engine.run(prune=True)
+
+
+def test_copies_bring_nothing_of_their_origin(engine: Engine) -> None:
+    engine.good(engine.item("orig", state="stopped", nat=[{"extport": 39302}], config={"user.app": "1"}))
+    copied = {"name": engine.name("twin"), "copy_of": engine.name("orig"), "wait_for": []}
+    done = engine.good(copied, engine.item("orig", state="stopped", nat=[{"extport": 39302}], config={"user.app": "1"}))
+    assert done.steps(engine.name("twin")) == ["create", "update", "start"]
+    twin = engine.get("twin")
+    assert (twin["config"]["user.app"], twin["devices"]) == ("1", {})
+    assert "user.mage.nat" not in twin["config"]
+    assert not engine.good(copied).changed
+
+
+def test_a_name_that_was_renamed_is_told(engine: Engine) -> None:
+    item = engine.item("before", state="stopped")
+    engine.good(item)
+    engine.good({**item, "config": {"user.x": "1"}})
+    engine.server.run("move", engine.name("before"), engine.name("after"))
+    with pytest.raises(InvalidInput, match=f"has been renamed to {engine.name('after')}: rename it back"):
+        engine.run(item)
+    assert engine.status("before") == "Absent"
+    assert not engine.good({**item, "name": engine.name("after"), "config": {"user.x": "1"}}).failures
