@@ -46,7 +46,7 @@ def main(count: int) -> None:
         everywhere=found,
         profiles=PROFILES,
         networks={"lxdbr0": NETWORK},
-        images=frozenset({"debian/bookworm"}),
+        images={"debian/bookworm": "a" * 64},
     )
     instances = [item(number) for number in range(count)]
     started = time.process_time()

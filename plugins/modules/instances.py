@@ -208,7 +208,8 @@ instances:
       description: Whether anything was done to it.
       type: bool
     actions:
-      description: What was done, out of V(create), V(update), V(start), V(stop), V(delete) and V(python).
+      description: What was done, out of V(create), V(update), V(start), V(stop), V(restart), V(freeze),
+        V(unfreeze), V(kill), V(delete), V(wait) and V(python).
       type: list
       elements: str
     address:
@@ -240,6 +241,10 @@ instances:
     error:
       description: Why it is not as declared, or nothing.
       type: str
+    restart_required:
+      description: What of its config and devices it has not taken up before its next start.
+      type: list
+      elements: str
   sample:
     - name: web-1
       inventory_name: web-1
@@ -256,6 +261,7 @@ instances:
       keys:
         user.mage.nat: '{"for":"default/web-1","value":[{"extport":8080,"intport":80,"proto":"tcp"}]}'
       error: ""
+      restart_required: []
 actions:
   description: What was done, or will be in check mode.
   returned: always

@@ -118,9 +118,7 @@ def test_a_restart_comes_only_where_it_must(engine: Engine) -> None:
 def test_another_image_or_type_is_refused_or_made_anew(engine: Engine) -> None:
     engine.good(engine.item("i", state="stopped", nat=[{"extport": 39301}]))
     first = engine.get("i")
-    with pytest.raises(
-        InvalidInput, match=r"is a container: delete it first .state: absent., give another"
-    ):
+    with pytest.raises(InvalidInput, match=r"is a container: delete it first .state: absent., give another"):
         engine.run(engine.item("i", state="stopped", type="virtual-machine"))
     other = {"image": "0123456789abcdef"}
     with pytest.raises(InvalidInput, match=f"was made from {engine.server.image}: delete it first"):

@@ -13,8 +13,8 @@ from pathlib import Path
 PACKAGE = "ansible_collections.mage.lxd.plugins"
 UTILS = f"{PACKAGE}.module_utils"
 WINGS = ("_instances", "_nat", "_proxy")
-DOORS = ("apply", "iptables", "nginx")
-PURE = ("spec", "plan", "render")
+DOORS = ("apply", "iptables", "nginx", "reading", "waiting", "worker")
+PURE = ("causes", "order", "plan", "prune", "readiness", "render", "restart", "spec", "states", "update")
 # Ground files that plans are made of: as pure as the plans.
 PURE_GROUND = ("_errors", "_keys", "_plan", "_values")
 LAYERS = {0: "the ground floor", 1: "a wing", 2: "_run", 3: "a plugin"}

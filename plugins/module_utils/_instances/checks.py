@@ -90,7 +90,9 @@ def check_renamed(item: InstanceSpec, other: Instance, problems: Problems, warni
     record = _keys.of_another(other.config, _keys.MANAGED, other.project, other.name)
     uuid = record.get("uuid") if isinstance(record, dict) else None
     if uuid and uuid == other.config.get("volatile.uuid") and not item.recreate:
-        told = f"has been renamed to {other.name}: rename it back, declare {other.name}, or recreate: true for a new one"
+        told = (
+            f"has been renamed to {other.name}: rename it back, declare {other.name}, or recreate: true for a new one"
+        )
         problems.add(f"{item.path}.name", item.name, told)
     else:
         warnings.append(f"{item.label}: is not there, and {other.name} was made of it, by copy or by name: made anew")
