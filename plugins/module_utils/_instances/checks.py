@@ -107,7 +107,7 @@ def check_existing(item: InstanceSpec, existing: Instance, observed: Observed, p
         told = "delete it first (state: absent), give another name, or recreate: true"
         if existing.type != item.type:
             problems.add(f"{item.path}.type", item.type, f"{item.name} is a {existing.type}: {told}")
-        elif is_of_another_origin(item, existing, observed.images):
+        elif is_of_another_origin(item, existing, observed.images, observed.files):
             key = "copy_of" if item.copy_of else "image"
             was = recorded(existing).get("image") or existing.config.get("volatile.base_image", "")[:12]
             problems.add(f"{item.path}.{key}", origin(item), f"{item.name} was made from {was}: {told}")
@@ -131,15 +131,17 @@ def check_profiles(item: InstanceSpec, observed: Observed, problems: Problems) -
 
 def may_differ(item: InstanceSpec, existing: Instance) -> bool:
     """Whether it takes the list of images to tell if an item can be true of this instance."""
-    return existing.type != item.type or is_of_another_origin(item, existing, {})
+    return existing.type != item.type or is_of_another_origin(item, existing, {}, {})
 
 
 def different(item: InstanceSpec, existing: Instance, observed: Observed) -> bool:
     """Whether an item can only be true of a new instance."""
-    return existing.type != item.type or is_of_another_origin(item, existing, observed.images)
+    return existing.type != item.type or is_of_another_origin(item, existing, observed.images, observed.files)
 
 
-def is_of_another_origin(item: InstanceSpec, existing: Instance, known: t.Mapping[str, str]) -> bool:
+def is_of_another_origin(
+    item: InstanceSpec, existing: Instance, known: t.Mapping[str, str], files: t.Mapping[str, str]
+) -> bool:
     """Whether an instance was made from something else. That an alias has moved on since is no difference: compared is
     what was declared when it was made; of what others made, only a fingerprint is known for sure."""
     last, now = recorded(existing).get("image"), origin(item)
@@ -148,7 +150,8 @@ def is_of_another_origin(item: InstanceSpec, existing: Instance, known: t.Mappin
         return False
     if item.image is None:
         return bool(last)
-    wanted = item.image.fingerprint or (item.image.alias if _is_fingerprint(item.image.alias) else "")
+    alias = item.image.alias if _is_fingerprint(item.image.alias) else ""
+    wanted = files.get(item.image.file) or item.image.fingerprint or alias
     if wanted:
         return bool(base) and not base.startswith(wanted)
     if not last:

@@ -44,7 +44,7 @@ class Image:
     auto_update: t.Optional[bool] = None
 
     def __str__(self) -> str:
-        which = self.alias or self.fingerprint or self.file
+        which = self.alias or self.file or self.fingerprint
         which = which or ", ".join(f"{key}={value}" for key, value in self.properties)
         return f"{which} from {self.server}" if self.server else which
 

@@ -14,11 +14,11 @@ import typing as t
 
 from .._server import snapshot
 from .._server.driver import Driver, api
-from .._server.snapshot import Snapshot
-from . import fetch, folders, python
+from .._server.snapshot import Instance, Snapshot
+from . import checks, fetch, folders, python
 from .observed import Needs, Observed
 from .plan import UP, needs
-from .spec import Desired
+from .spec import Desired, InstanceSpec
 
 
 def read(desired: Desired, driver: Driver) -> Observed:
@@ -53,15 +53,19 @@ def more(desired: Desired, driver: Driver, first: Snapshot, wanted: Needs) -> Ob
             profile_config={one["name"]: one.get("config") or {} for one in raw},
         )
     if wanted.images:
-        missing = [item for item in desired.items if item.recreate or not first.find(item.project, item.name)]
+        files = [item for item in desired.items if _is_new_or_another(item, first.find(item.project, item.name))]
         known = _images(driver, desired.project)
-        observed = dataclasses.replace(observed, images=known, files=fetch.fingerprints(missing))
+        observed = dataclasses.replace(observed, images=known, files=fetch.fingerprints(files))
     if wanted.python:
         probes = _each(wanted.python, desired.concurrency, lambda name: probe(driver, name, desired.project))
         observed = dataclasses.replace(observed, python=probes)
     if wanted.busy:
         observed = dataclasses.replace(observed, busy=_busy(driver, desired.project))
     return observed
+
+
+def _is_new_or_another(item: InstanceSpec, existing: t.Optional[Instance]) -> bool:
+    return existing is None or item.recreate or checks.may_differ(item, existing)
 
 
 def _list(driver: Driver, kind: str, project: str) -> list[t.Any]:
