@@ -91,8 +91,10 @@ def _lxd_https(folder: Path) -> t.Iterator[Opened]:
         way = options.parse(asked, {})
         with contextlib.closing(CoreDriver(way)) as driver:
             driver.request("GET", "/1.0")
-        yield LXD, dataclasses.replace(way, trust_token=None)
-        listener.forget(LXD.run, cert)
+        try:
+            yield LXD, dataclasses.replace(way, trust_token=None)
+        finally:
+            listener.forget(LXD.run, cert)
 
 
 # How each way is opened: given an empty folder of its own, whose server it leads to and with which options.

@@ -23,8 +23,10 @@ def listening(run: Run) -> t.Iterator[str]:
     address = run("config", "get", "core.https_address").strip()
     assert address, "the server does not listen for https://: tests/integration/setup.yml sees to that"
     _forget_orphans(run)
-    yield f"https://{address}"
-    _forget_orphans(run)
+    try:
+        yield f"https://{address}"
+    finally:
+        _forget_orphans(run)
 
 
 def make_token(run: Run, *arguments: str) -> str:
