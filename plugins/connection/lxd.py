@@ -163,7 +163,7 @@ class Connection(ConnectionBase):
                 self._driver = connect.connect_core(
                     options.parse({name: self.get_option(name) for name in options.NAMES})
                 )
-            except _errors.InvalidInput as e:
+            except _errors.MageError as e:
                 raise AnsibleConnectionFailure(f"{self._label}: {e}") from None
             self._connected = True
         return self

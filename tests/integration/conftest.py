@@ -84,10 +84,9 @@ def doors(tmp_path_factory: pytest.TempPathFactory) -> t.Iterator[doors_module.D
 
 
 @pytest.fixture(scope="session")
-def nested_hosts(tmp_path_factory: pytest.TempPathFactory) -> t.Iterator[nested.Hosts]:
+def nested_hosts(doors: doors_module.Doors) -> nested.Hosts:
     """A container that is a host itself, and one inside that one: ``nested_hosts.one``, ``nested_hosts.two``."""
-    with nested.nested_hosts(tmp_path_factory.mktemp("nested")) as made:
-        yield made
+    return doors.hosts
 
 
 @pytest.fixture(params=["lxd", "incus"])

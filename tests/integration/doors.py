@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import time
 import typing as t
 from pathlib import Path
 
-from ansible_collections.mage.lxd.plugins.module_utils._server import options
+from ansible_collections.mage.lxd.plugins.module_utils._server import connect, options
 from ansible_collections.mage.lxd.plugins.module_utils._server.cli import CliDriver
 from ansible_collections.mage.lxd.plugins.module_utils._server.core import CoreDriver
 from ansible_collections.mage.lxd.plugins.module_utils._server.rest import RestDriver
-from ansible_collections.mage.lxd.tests.integration import listener, server, tls
+from ansible_collections.mage.lxd.tests.integration import listener, nested, server, sshd, tls
 
 IMAGE = "mage-test/busybox"
 LXD_SOCKET = "/var/lib/lxd/unix.socket"
@@ -68,12 +69,12 @@ INCUS = Server("incus", ("incus",))
 
 
 @contextlib.contextmanager
-def _lxd_socket(_folder: Path) -> t.Iterator[Opened]:
+def _lxd_socket(_folder: Path, _doors: Doors) -> t.Iterator[Opened]:
     yield LXD, options.ServerOptions(f"unix://{LXD_SOCKET}")
 
 
 @contextlib.contextmanager
-def _incus_socket(_folder: Path) -> t.Iterator[Opened]:
+def _incus_socket(_folder: Path, _doors: Doors) -> t.Iterator[Opened]:
     for path in INCUS.query("/1.0/instances"):
         name = path.rpartition("/")[2]
         if server.is_orphan(name):
@@ -82,7 +83,7 @@ def _incus_socket(_folder: Path) -> t.Iterator[Opened]:
 
 
 @contextlib.contextmanager
-def _lxd_https(folder: Path) -> t.Iterator[Opened]:
+def _lxd_https(folder: Path, _doors: Doors) -> t.Iterator[Opened]:
     """The server's own listener. A token makes it trust us, and pins its certificate."""
     cert, key = tls.make_certificate(folder, "client")
     with listener.listening(LXD.run) as endpoint:
@@ -97,28 +98,58 @@ def _lxd_https(folder: Path) -> t.Iterator[Opened]:
             listener.forget(LXD.run, cert)
 
 
+@contextlib.contextmanager
+def _lxd_ssh(_folder: Path, _doors: Doors) -> t.Iterator[Opened]:
+    with sshd.sshd() as host:
+        yield LXD, options.ServerOptions(host.endpoint(path=LXD_SOCKET), ssh_args=host.args)
+
+
+@contextlib.contextmanager
+def _inside(_folder: Path, doors: Doors, depth: int) -> t.Iterator[Opened]:
+    """The server in an instance, or in an instance of that one."""
+    host = doors.hosts.one if depth == 1 else doors.hosts.two
+    client = (*nested.enter(host.via), "lxc")
+    yield Server(f"nested-{depth}", client), options.ServerOptions(f"unix://{LXD_SOCKET}", via=host.via)
+
+
 # How each way is opened: given an empty folder of its own, whose server it leads to and with which options.
-WAYS: dict[str, t.Callable[[Path], t.ContextManager[Opened]]] = {
+WAYS: dict[str, t.Callable[[Path, Doors], t.ContextManager[Opened]]] = {
     "lxd": _lxd_socket,
     "incus": _incus_socket,
     "https": _lxd_https,
+    "ssh": _lxd_ssh,
+    "nested": functools.partial(_inside, depth=1),
+    "nested2": functools.partial(_inside, depth=2),
 }
 Driver = t.Union[CoreDriver, CliDriver]
+
+
+def _cli(way: options.ServerOptions) -> Driver:
+    """The client program here; on a nested way the one inside, run by the server around it."""
+    return connect.connect_core(dataclasses.replace(way, driver="cli"))
+
+
 DRIVERS: dict[str, t.Callable[[options.ServerOptions], Driver]] = {
     "core": CoreDriver,
     "pylxd": RestDriver,
-    "cli": CliDriver,
+    "cli": _cli,
 }
 # The name of a door: its driver and its way.
 DOORS: dict[str, tuple[str, str]] = {
     "core-lxd": ("core", "lxd"),
     "core-incus": ("core", "incus"),
     "core-https": ("core", "https"),
+    "core-ssh": ("core", "ssh"),
     "pylxd-lxd": ("pylxd", "lxd"),
     "pylxd-incus": ("pylxd", "incus"),
     "pylxd-https": ("pylxd", "https"),
+    "pylxd-ssh": ("pylxd", "ssh"),
     "cli-lxd": ("cli", "lxd"),
     "cli-incus": ("cli", "incus"),
+    "nested-bridge": ("core", "nested"),
+    "nested-cli": ("cli", "nested"),
+    "nested2-bridge": ("core", "nested2"),
+    "nested2-cli": ("cli", "nested2"),
 }
 
 
@@ -135,8 +166,15 @@ class Doors:
         if name not in self._open:
             folder = self._folder / name
             folder.mkdir()
-            self._open[name] = self._stack.enter_context(WAYS[name](folder))
+            self._open[name] = self._stack.enter_context(WAYS[name](folder, self))
         return self._open[name]
+
+    @functools.cached_property
+    def hosts(self) -> nested.Hosts:
+        """The hosts in instances, made when first asked for."""
+        folder = self._folder / "hosts"
+        folder.mkdir()
+        return self._stack.enter_context(nested.nested_hosts(folder))
 
     def driver(self, door: str) -> Driver:
         """A new driver of a door (a key of DOORS), to be closed by the caller."""

@@ -81,7 +81,7 @@ class Host:
 
     def run(self, *argv: str, stdin: bytes | None = None, timeout: float = 120) -> str:
         """Run a command in there by the clients, each in the host around it."""
-        return server.run(*_enter(self.via), *argv, stdin=stdin, timeout=timeout).strip()
+        return server.run(*enter(self.via), *argv, stdin=stdin, timeout=timeout).strip()
 
     def launch(self, name: str, image: str = BUSYBOX, *arguments: str) -> None:
         self.run("lxc", "launch", "--quiet", image, name, *arguments)
@@ -91,7 +91,7 @@ class Host:
             self.run("lxc", "delete", "--force", *names)
 
 
-def _enter(via: t.Sequence[str]) -> list[str]:
+def enter(via: t.Sequence[str]) -> list[str]:
     return [word for name in via for word in ("lxc", "exec", "--mode", "non-interactive", name, "--")]
 
 
@@ -105,7 +105,7 @@ class Hosts:
 
 def _make(around: tuple[str, ...], name: str, image: str, images: str) -> Host:
     """Make a host in another one, or in the machine, and wait until it has its images."""
-    client = [*_enter(around), "lxc"]
+    client = [*enter(around), "lxc"]
     settings = {
         "security.nesting": "true",
         "environment.MAGE_DEPTH": str(len(around) + 1),

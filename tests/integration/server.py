@@ -68,6 +68,8 @@ def _delete(found: list[dict[str, t.Any]]) -> None:
 def _delete_one(instance: dict[str, t.Any]) -> None:
     """A container that is just dying is busy; it can be deleted moments later."""
     deadline = time.monotonic() + 60
+    if instance["config"].get("security.protection.delete") == "true":
+        run("lxc", "config", "unset", "--project", instance["project"], instance["name"], "security.protection.delete")
     while True:
         try:
             run("lxc", "delete", "--force", "--project", instance["project"], instance["name"])

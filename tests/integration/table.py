@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from ansible_collections.mage.lxd.tests.integration.doors import DOORS
+
 _DONE: dict[str, list[str]] = {}
 
 
@@ -15,7 +17,7 @@ def note(door: str, operation: str) -> None:
 
 def lines() -> list[str]:
     """The table in Markdown: a cell is empty where a door did not come to an operation."""
-    doors = list(dict.fromkeys(door for done in _DONE.values() for door in done))
+    doors = [door for door in DOORS if any(door in done for done in _DONE.values())]
     head = ["| operation | " + " | ".join(doors) + " |", "|---|" + ":-:|" * len(doors)]
     rows = [
         f"| {operation} | {' | '.join('yes' if door in done else '' for door in doors)} |"

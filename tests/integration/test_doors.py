@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import typing as t
 from pathlib import Path
 
@@ -98,13 +99,30 @@ def life(driver: Driver, host: Server, name: str, folder: Path, done: t.Callable
     done("delete")
 
 
+@pytest.fixture(scope="module")
+def lives(
+    request: pytest.FixtureRequest, doors: Doors, tmp_path_factory: pytest.TempPathFactory
+) -> t.Iterator[dict[str, concurrent.futures.Future[None]]]:
+    """All lives that are wanted, four at a time: most of a life is waiting."""
+    wanted = [door for door in DOORS if any(item.name.endswith(f"[{door}]") for item in request.session.items)]
+    # Ways are opened one after another.
+    hosts = {door: doors.way(DOORS[door][1])[0] for door in wanted}
+    folder = tmp_path_factory.mktemp("lives")
+
+    def live(door: str) -> None:
+        own, name = folder / door, server.own_prefix()
+        own.mkdir()
+        driver = doors.driver(door)
+        try:
+            life(driver, hosts[door], name, own, lambda operation: table.note(door, operation))
+        finally:
+            driver.close()
+            hosts[door].delete(name)
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        yield {door: pool.submit(live, door) for door in wanted}
+
+
 @pytest.mark.parametrize("door", DOORS)
-def test_a_life_through_a_door(door: str, doors: Doors, tmp_path: Path) -> None:
-    host = doors.way(DOORS[door][1])[0]
-    name = server.own_prefix()
-    driver = doors.driver(door)
-    try:
-        life(driver, host, name, tmp_path, lambda operation: table.note(door, operation))
-    finally:
-        driver.close()
-        host.delete(name)
+def test_a_life_through_a_door(door: str, lives: dict[str, concurrent.futures.Future[None]]) -> None:
+    lives[door].result()

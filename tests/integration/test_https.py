@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import socket
 import subprocess
 import threading
 import time
@@ -20,6 +21,7 @@ import pytest
 from ansible_collections.mage.lxd.plugins.module_utils import _errors
 from ansible_collections.mage.lxd.plugins.module_utils._server import options
 from ansible_collections.mage.lxd.plugins.module_utils._server.core import CoreDriver
+from ansible_collections.mage.lxd.plugins.module_utils._server.relay import Relay
 from ansible_collections.mage.lxd.tests.integration import listener, server, tls
 from ansible_collections.mage.lxd.tests.integration.doors import (
     DRIVERS,
@@ -27,6 +29,7 @@ from ansible_collections.mage.lxd.tests.integration.doors import (
     INCUS_SOCKET,
     LXD,
     LXD_SOCKET,
+    Doors,
     Driver,
     Server,
 )
@@ -197,6 +200,18 @@ def test_the_environment_changes_nothing(remote: Remote, run_playbook: t.Any, tm
     assert done.result("Ask")["server"]["endpoint"] == remote.endpoint
     assert token not in done.output
     listener.forget(remote.host.run, remote.pair[0])
+
+
+def test_what_tls_says_of_itself_holds_nothing_up(doors: Doors) -> None:
+    """Servers send messages after the handshake that bear no data. A relay must not wait for data then."""
+    relay = Relay(doors.way("https")[1])
+    with contextlib.closing(relay), socket.socket(socket.AF_UNIX) as client:
+        client.connect(relay.path)
+        # They have come by then, and nothing else.
+        time.sleep(0.3)
+        client.settimeout(20)
+        client.sendall(b"GET /1.0 HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert client.recv(12) == b"HTTP/1.1 200"
 
 
 # Remotes of the client programs

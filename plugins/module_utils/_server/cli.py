@@ -23,10 +23,10 @@ from .._errors import (
     ServerError,
     ServerUnreachable,
 )
-from . import cli_exec, cli_texts, files, runner, sockets, transport, trust
+from . import cli_exec, cli_texts, files, operations, runner, sockets, transport, trust
 from .core import CoreDriver
 from .driver import Completed, Response, api, error_for
-from .exec import Command, Gate
+from .exec import Command, Ended, Gate
 from .options import SOCKETS, ServerOptions
 from .relay import Relay
 
@@ -74,7 +74,8 @@ class CliDriver:
     ) -> Response:
         """One request, by the command of the client that does it. What has none is refused: see docs/servers.md."""
         self.requests.append((method, path))
-        asked = _Asked(method, path, dict(query or {}), _parsed(body), timeout or self.options.request_timeout)
+        value = body if hasattr(body, "read") else _parsed(body)
+        asked = _Asked(method, path, dict(query or {}), value, timeout or self.options.request_timeout)
         with trust.explained(self.options):
             return self._done(asked, headers or {})
 
@@ -90,17 +91,22 @@ class CliDriver:
         return self._write(asked, current)
 
     def _write(self, asked: _Asked, current: t.Optional[Response]) -> Response:
-        if asked.body is None or cli_texts.is_plain(asked.body):
+        is_image = (asked.method, asked.path) == ("POST", "/1.0/images")
+        if asked.body is None or cli_texts.is_plain(asked.body) or (is_image and cli_texts.is_fetch(asked.body)):
             return self._query(asked)
+        flags = cli_texts.target_flags(asked.query)
+        if is_image and flags is not None and hasattr(asked.body, "read"):
+            late = asked._replace(timeout=max(asked.timeout, self.options.timeout))
+            self._run(["image", "import", *flags, "--", "/dev/stdin", "local:"], late, asked.body)
+            return _DONE
         if isinstance(asked.body, dict):
             cli_texts.check_types(asked.body, asked.name)
-            flags = cli_texts.target_flags(asked.query)
             edit = cli_texts.edit_of(asked.path)
             if edit and flags is not None and asked.method in ("PUT", "PATCH"):
                 body = cli_texts.merged(current.metadata, asked.body) if current and asked.method == "PATCH" else None
                 return self._edit(edit, flags, body or asked.body, asked)
             if (asked.method, asked.path) == ("POST", "/1.0/instances") and flags is not None:
-                creation = cli_texts.creation_of(asked.body)
+                creation = cli_texts.creation_of(self._with_local_image(asked))
                 if creation:
                     return self._create(creation, flags, asked)
         told = f"{self._client} takes this only on its command line, where everybody can read it: use driver: rest"
@@ -144,6 +150,16 @@ class CliDriver:
                 self._edit(edit, flags, {**cli_texts.writable(made), "description": creation.description}, late)
         return _DONE
 
+    def _with_local_image(self, asked: _Asked) -> dict[str, t.Any]:
+        """The body of a creation, where the image of another server has come to this one first."""
+        body: dict[str, t.Any] = asked.body
+        if not cli_texts.is_remote(body.get("source")):
+            return body
+        fetch = {"source": body["source"], "auto_update": False}
+        query = {"project": asked.query["project"]} if "project" in asked.query else {}
+        found = operations.run(self, "POST", api("images"), query, fetch, timeout=self.options.timeout)
+        return {**body, "source": {"type": "image", "fingerprint": str((found or {}).get("fingerprint") or "")}}
+
     def execute(
         self,
         instance: str,
@@ -156,22 +172,23 @@ class CliDriver:
         group: t.Optional[int] = None,
         cwd: t.Optional[str] = None,
         gate: t.Optional[Gate] = None,
+        ended: t.Optional[Ended] = None,
     ) -> Completed:
         """Run a command in a running instance and wait for its end; as root in /root, unless told otherwise.
 
         Raises DeadlinePassed after ``timeout`` seconds, having killed the command.
         """
         self.requests.append(("POST", f"/1.0/instances/{instance}/exec"))
-        command = Command(instance, argv, project, stdin, environment or {}, user, group, cwd, timeout, gate)
+        command = Command(instance, argv, project, stdin, environment or {}, user, group, cwd, timeout, gate, ended)
 
-        def operations() -> t.Any:
+        def running() -> t.Any:
             asked = _Asked("GET", "/1.0/operations", {"recursion": "1", "project": project}, None, 60.0)
             return _metadata(self._query(asked))
 
         def failed(stderr: bytes) -> MageError:
             return self._error(cli_texts.message_of(stderr), f"exec {instance}")
 
-        return cli_exec.run(self._runner, self._words(), command, operations, failed)
+        return cli_exec.run(self._runner, self._words(), command, running, failed)
 
     def push(
         self,
@@ -260,7 +277,7 @@ class CliDriver:
         """How every command begins. No configuration of a user has a say in where it leads."""
         return [self._client, "--force-local", "--quiet"]
 
-    def _run(self, words: t.Sequence[str], asked: _Asked, stdin: bytes = b"") -> Completed:
+    def _run(self, words: t.Sequence[str], asked: _Asked, stdin: runner.Source = b"") -> Completed:
         try:
             done = self._runner.run([*self._words(), *words], stdin, timeout=asked.timeout)
         except DeadlinePassed as e:

@@ -19,8 +19,8 @@ import typing as t
 from .._errors import DeadlinePassed, InvalidInput, MageError, ServerError
 from .._values import show
 from .driver import Completed
-from .exec import GRACE, MARK, Command, Gate
-from .runner import Ended, Runner
+from .exec import GRACE, MARK, Command, Ended, Gate
+from .runner import Runner
 
 _SIGNALS = 128
 _LOST = b"Error: the connection was lost before a command's whole output came: unexpected EOF"
@@ -110,7 +110,7 @@ def _attempt(
 ) -> Completed:
     usual = {name: value for name, value in command.environment.items() if _USUAL.fullmatch(name)}
     others = {name: value for name, value in command.environment.items() if name not in usual}
-    frame = _Frame(variables(others), command.gate)
+    frame = _Frame(variables(others), command)
     argv = ["/bin/sh", "-c", _WRAPPER, "sh", frame.sign, *command.argv]
     try:
         wrapped = dataclasses.replace(command, argv=argv, environment=usual, gate=frame)
@@ -167,16 +167,17 @@ def variables(environment: t.Mapping[str, str]) -> bytes:
 class _Frame:
     """What stands around a command's output, by the wrapper. As a gate it holds all back until the command begins."""
 
-    def __init__(self, answer: bytes, gate: t.Optional[Gate]) -> None:
+    def __init__(self, answer: bytes, command: Command) -> None:
         self.sign = f"mage-{secrets.token_hex(8)}"
         self.has_begun = False
         self._begin = self.sign.encode("ascii") + b"\n"
         self._end = self.sign.encode("ascii") + b" "
         self._answer = answer
-        self._gate = gate
+        self._gate: t.Optional[Gate] = command.gate
+        self._ended: t.Optional[Ended] = command.ended
 
     def __call__(self, stdout: bytes, stderr: bytes) -> tuple[bool, bytes]:
-        """See exec.Gate."""
+        """See ``exec.Gate``."""
         if not self.has_begun and (self._begin not in stdout or self._begin not in stderr):
             return False, b""
         self.has_begun = True
@@ -188,7 +189,9 @@ class _Frame:
         return output.partition(self._begin)[2]
 
     def has_ended(self, stdout: bytes, stderr: bytes) -> bool:
-        """See runner.Ended."""
+        """See ``exec.Ended``."""
+        if self._ended is not None and self._ended(stdout, stderr):
+            return True
         return self._end in stdout and self._end in stderr and stdout.endswith(b"\n") and stderr.endswith(b"\n")
 
     def completed(self, done: Completed, failed: t.Callable[[bytes], MageError]) -> Completed:
@@ -202,6 +205,8 @@ class _Frame:
         if done.rc > _SIGNALS:
             # Killed together with its wrapper: the instance is going down.
             return Completed(done.rc, stdout + code, stderr + other_code)
+        if self._ended is not None and self._ended(code, other_code):
+            return Completed(0, code, other_code)
         raise failed(
             other_code or b"Error: the connection was lost before a command's whole output came: unexpected EOF"
         )

@@ -51,6 +51,8 @@ _PLAIN = frozenset(
 _LONGEST_PLAIN = 256
 _CREATED = frozenset(["name", "type", "source", "config", "devices", "description", "profiles", "ephemeral"])
 _SOURCES = ({"type", "alias"}, {"type", "fingerprint"}, {"type"})
+# What a server is told to fetch an image by. Nothing of it is secret; a ``secret`` is.
+_FETCHED = frozenset(["type", "mode", "server", "protocol", "alias", "fingerprint", "certificate"])
 # Characters that JSON leaves as they are, and YAML refuses or takes for a line's end.
 _NOT_IN_YAML = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 _UNREACHABLE = (
@@ -124,6 +126,20 @@ def is_plain(body: t.Any) -> bool:
         value is None or isinstance(value, (bool, int)) or (isinstance(value, str) and len(value) <= _LONGEST_PLAIN)
         for value in values
     )
+
+
+def is_fetch(body: t.Any) -> bool:
+    """Whether a body has a server fetch an image from another one, and holds nothing in confidence."""
+    if not isinstance(body, dict) or set(body) - {"source", "auto_update"}:
+        return False
+    return is_remote(body.get("source")) and isinstance(body.get("auto_update", False), bool)
+
+
+def is_remote(source: t.Any) -> bool:
+    """Whether the source of an instance is an image of another server."""
+    if not isinstance(source, dict) or set(source) - _FETCHED or not source.get("server"):
+        return False
+    return source.get("type") == "image" and all(isinstance(value, str) for value in source.values())
 
 
 def creation_of(body: t.Mapping[str, t.Any]) -> t.Optional[Creation]:
@@ -226,8 +242,8 @@ def error_of(message: str, request: str) -> ServerError:
         status = 404
     elif "etag doesn't match" in low or "precondition failed" in low:
         status = 412
-    elif low.endswith(("not authorized", "forbidden")) or low.startswith(("forbidden", "not authorized")):
+    elif low.endswith(("not authorized", "forbidden", "certificate is restricted")) or low.startswith(
+        ("forbidden", "not authorized")
+    ):
         status = 403
-    elif "already exists" in low:
-        status = 409
     return error_for(status, message, request)

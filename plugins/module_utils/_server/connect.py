@@ -8,10 +8,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import typing as t
 
-from . import runner
+from .._errors import NoBridge, ServerError, ServerUnreachable
+from . import runner, sockets
 from .core import CoreDriver
 from .options import ServerOptions
 
@@ -29,16 +31,52 @@ def connect(options: ServerOptions) -> Door:
         return _cli(options)
     from .rest import RestDriver
 
-    return RestDriver(options)
+    try:
+        return RestDriver(options)
+    except NoBridge:
+        if options.driver == "rest":
+            raise
+        return _inside(options)
 
 
 def connect_core(options: ServerOptions) -> Door:
     """The driver of plugins, which need no pylxd. Raises ServerUnreachable."""
-    return _cli(options) if options.driver == "cli" else CoreDriver(options)
+    if options.driver == "cli":
+        return _cli(options)
+    if options.via and options.driver == "auto":
+        try:
+            sockets.connect(options).close()
+        except NoBridge:
+            return _inside(options)
+    return CoreDriver(options)
 
 
 def _cli(options: ServerOptions) -> CliDriver:
     """Imported only where it is asked for: a connection plugin is loaded for every task."""
+    if options.via:
+        return _inside(options)
     from .cli import CliDriver
 
     return CliDriver(options)
+
+
+def _inside(options: ServerOptions) -> CliDriver:
+    """The client program in the last instance of ``via``, which the server around runs. The outermost server is
+    spoken to directly. Raises ServerUnreachable."""
+    from .cli import CliDriver
+    from .nested import parent
+
+    around, instance = parent(options), options.via[-1]
+    outer = connect_core(around if around.via else dataclasses.replace(around, driver="rest"))
+    try:
+        client = runner.find_client(outer, instance, around.project)
+        if client is None:
+            told = f"no lxc and no incus in {instance} reaches a server there"
+            raise ServerUnreachable(options.shown, told)
+        return CliDriver(options, runner.ExecRunner(outer, instance, around.project), client)
+    except ServerError as e:
+        outer.close()
+        raise ServerUnreachable(options.shown, f"{instance}: {e.message}") from e
+    except BaseException:
+        outer.close()
+        raise

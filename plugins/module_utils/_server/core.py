@@ -65,12 +65,15 @@ class CoreDriver:
         group: t.Optional[int] = None,
         cwd: t.Optional[str] = None,
         gate: t.Optional[execution.Gate] = None,
+        ended: t.Optional[execution.Ended] = None,
     ) -> Completed:
         """Run a command in a running instance and wait for its end; as root in /root, unless told otherwise.
 
         Raises DeadlinePassed after ``timeout`` seconds, having killed the command.
         """
-        command = execution.Command(instance, argv, project, stdin, environment or {}, user, group, cwd, timeout, gate)
+        command = execution.Command(
+            instance, argv, project, stdin, environment or {}, user, group, cwd, timeout, gate, ended
+        )
 
         def start(body: dict[str, t.Any]) -> Response:
             return self.request("POST", api("instances", instance, "exec"), query={"project": project}, body=body)

@@ -79,7 +79,19 @@ def _pump(near: socket.socket, far: socket.socket) -> None:
         for source, target in ((near, far), (far, near)):
             if source not in readable:
                 continue
-            data = source.recv(_CHUNK)
-            if not data:
+            data = _read(source)
+            if data == b"":
                 return
-            target.sendall(data)
+            if data:
+                target.sendall(data)
+
+
+def _read(source: socket.socket) -> t.Optional[bytes]:
+    """What is there, or None: messages of TLS itself look readable, and to wait would hold up the other way."""
+    source.settimeout(0)
+    try:
+        return source.recv(_CHUNK)
+    except (BlockingIOError, ssl.SSLWantReadError):
+        return None
+    finally:
+        source.settimeout(None)

@@ -17,7 +17,7 @@ import typing as t
 
 from .._errors import ServerError, ServerUnreachable
 from .driver import Completed
-from .exec import Gate
+from .exec import LINGERING, TAIL, Ended, Gate
 from .sockets import Deadline
 
 CHUNK = 1 << 16
@@ -27,12 +27,7 @@ _NO_CONFIGURATION = "/proc/mage.lxd"
 _FIND = 'for c in lxc incus; do command -v "$c" >/dev/null 2>&1 && "$c" --force-local query /1.0 >/dev/null 2>&1 && '
 _FIND += 'echo "$c" && exit; done; exit 0'
 
-# The client of LXD 5.0 sometimes stays although its command has ended and all of its output has come.
-LINGERING = 1.0
-TAIL = 4096
-
 Source = t.Union[bytes, t.BinaryIO]
-Ended = t.Callable[[bytes, bytes], bool]
 
 
 class Runner(t.Protocol):
@@ -76,8 +71,12 @@ class Executor(t.Protocol):
         group: t.Optional[int] = None,
         cwd: t.Optional[str] = None,
         gate: t.Optional[Gate] = None,
+        ended: t.Optional[Ended] = None,
     ) -> Completed:
         """Run a command in an instance."""
+
+    def close(self) -> None:
+        """Let go of every connection."""
 
 
 class LocalRunner:
@@ -262,7 +261,7 @@ class ExecRunner:
         environment = {"LXD_CONF": _NO_CONFIGURATION, "INCUS_CONF": _NO_CONFIGURATION}
         try:
             done = self.outer.execute(
-                self.instance, argv, self.project, stdin, environment, timeout, cwd="/", gate=gate
+                self.instance, argv, self.project, stdin, environment, timeout, cwd="/", gate=gate, ended=ended
             )
         except ServerError as e:
             # What is missing or stopped is the way to the server, not what was asked of it.
@@ -273,7 +272,8 @@ class ExecRunner:
         return done._replace(stdout=b"")
 
     def close(self) -> None:
-        """The outer driver is whoever gave it to us to close."""
+        """See ``Runner``: the outer driver is held."""
+        self.outer.close()
 
 
 def local_client(flavor: str = "") -> t.Optional[str]:
