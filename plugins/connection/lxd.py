@@ -157,7 +157,7 @@ class Connection(ConnectionBase):
                 self.set_option("remote_user", self._user().name)
 
     def _connect(self) -> Connection:
-        """Find out where the server is. Nothing is sent before the first command."""
+        """Find out where the server is. Servers that are not in an instance get nothing before the first command."""
         if self._driver is None:
             try:
                 self._driver = connect.connect_core(

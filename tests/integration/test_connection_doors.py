@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
+import itertools
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -34,6 +37,15 @@ USR = ("usr", "disk", "source=/usr", "path=/usr", "readonly=true")
 LINKS = "for name in lib lib64; do ln -sf usr/$name /$name; done; ln -sf /proc/mounts /etc/mtab"
 GIB = 1 << 30
 LARGE = bytes(range(256)) * 8192
+CLI = {"ansible_lxd_driver": "cli"}
+# What a task's host says of the server: a way to it, and the driver if it is not the plugin's own.
+DOORS: dict[str, tuple[str, dict[str, str]]] = {
+    "lxd": ("lxd", {}),
+    "incus": ("incus", {}),
+    "https": ("https", {}),
+    "cli-lxd": ("lxd", CLI),
+    "cli-incus": ("incus", CLI),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,24 +53,26 @@ class Box:
     """A container with Python, and the variables by which the plugin finds it."""
 
     name: str
+    where: options.ServerOptions
     variables: dict[str, t.Any]
 
 
 @pytest.fixture(scope="module")
 def boxes(doors: doors_module.Doors) -> t.Iterator[dict[str, Box]]:
-    """A box for each way; ways to one server share it."""
+    """A box for each door; doors to one server share it. Beside it, one that is stopped: its name and "-off"."""
     name = server.own_prefix() + "-py"
     servers: dict[str, doors_module.Server] = {}
     made = {}
-    for way in doors_module.WAYS:
+    for door, (way, further) in DOORS.items():
         at, where = doors.way(way)
         if at.name not in servers:
             servers[at.name] = at
             at.run("init", at.image, name)
+            at.run("init", at.image, f"{name}-off")
             at.run("config", "device", "add", name, *USR)
             at.run("start", name)
             at.run("exec", name, "--", "sh", "-c", LINKS)
-        made[way] = Box(name, variables(where))
+        made[door] = Box(name, where, {**variables(where), **further})
     yield made
     for at in servers.values():
         at.delete(name)
@@ -70,19 +84,17 @@ def variables(where: options.ServerOptions) -> dict[str, t.Any]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in named.items() if value}
 
 
-def inventory(folder: Path, boxes: dict[str, Box]) -> Path:
-    hosts = {}
-    for way, box in boxes.items():
-        for pipelining in (True, False):
-            hosts[f"{way}-{'pipelining' if pipelining else 'files'}"] = {
-                **box.variables,
-                "ansible_lxd_instance": box.name,
-                "ansible_pipelining": pipelining,
-            }
+def inventory(folder: Path, hosts: t.Mapping[str, t.Mapping[str, t.Any]]) -> Path:
     common = {"ansible_connection": "mage.lxd.lxd", "ansible_python_interpreter": "/usr/bin/python3"}
     path = folder / "boxes.yml"
-    path.write_text(yaml.safe_dump({"boxes": {"hosts": hosts, "vars": common}}), encoding="utf-8")
+    found = {"boxes": {"hosts": {name: dict(values) for name, values in hosts.items()}, "vars": common}}
+    path.write_text(yaml.safe_dump(found), encoding="utf-8")
     return path
+
+
+def entered(box: Box, **further: t.Any) -> dict[str, t.Any]:
+    """The variables of a host that is a box."""
+    return {**box.variables, "ansible_lxd_instance": box.name, **further}
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +103,7 @@ def core_target(tmp_path_factory: pytest.TempPathFactory) -> Path:
     name = f"ansible_core-{ansible_version}"
     archive = CACHE / f"{name}.tar.gz"
     if not archive.exists():
-        wanted = ["--no-deps", "--no-binary", ":all:", "--dest", str(CACHE), f"ansible-core=={ansible_version}"]
+        wanted = ["--no-deps", "--no-binary", "ansible-core", "--dest", str(CACHE), f"ansible-core=={ansible_version}"]
         server.run(sys.executable, "-m", "pip", "download", "--quiet", *wanted, timeout=300)
     folder = tmp_path_factory.mktemp("core")
     with tarfile.open(archive) as source:
@@ -102,15 +114,17 @@ def core_target(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_what_ansible_core_asks_of_a_connection(boxes: dict[str, Box], core_target: Path, tmp_path: Path) -> None:
-    where = inventory(tmp_path, boxes)
-    values = {"target_hosts": "boxes", "action_prefix": "", "remote_tmp": "/tmp/ansible-remote"}
-    values["local_tmp"] = str(tmp_path / "local")
+def asked(target: Path, folder: Path, hosts: t.Mapping[str, t.Mapping[str, t.Any]]) -> str:
+    """Run the target's script on hosts, which it takes one by one. Returns what it printed."""
+    # It writes beside itself.
+    shutil.copytree(target, folder)
+    values = {"target_hosts": "boxes", "action_prefix": "", "remote_tmp": f"/tmp/{folder.name}"}
+    values["local_tmp"] = str(folder / "local")
     arguments = [word for key, value in values.items() for word in ("-e", f"{key}={value}")]
     done = subprocess.run(
         ["bash", "test.sh", *arguments],
-        cwd=core_target,
-        env=playbook.ansible_environment(INVENTORY=str(where)),
+        cwd=folder,
+        env=playbook.ansible_environment(INVENTORY=str(inventory(folder, hosts))),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -119,24 +133,65 @@ def test_what_ansible_core_asks_of_a_connection(boxes: dict[str, Box], core_targ
         timeout=300,
     )
     assert done.returncode == 0, done.stdout[-4000:]
-    recap = done.stdout.split("PLAY RECAP")[1].split("\n\n")[0]
-    for way in boxes:
-        for kind in ("pipelining", "files"):
-            (line,) = [line for line in recap.splitlines() if line.startswith(f"{way}-{kind} ")]
+    return done.stdout
+
+
+def test_what_ansible_core_asks_of_a_connection(boxes: dict[str, Box], core_target: Path, tmp_path: Path) -> None:
+    # Both ways to bring a module in, in turns; by the first door, both.
+    hosts = {door: entered(box, ansible_pipelining=bool(turn % 2)) for turn, (door, box) in enumerate(boxes.items())}
+    hosts["lxd-pipelining"] = entered(boxes["lxd"], ansible_pipelining=True)
+    half = len(hosts) // 2
+    parts = [dict(itertools.islice(hosts.items(), half)), dict(itertools.islice(hosts.items(), half, None))]
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        printed = list(pool.map(asked, [core_target] * 2, [tmp_path / "first", tmp_path / "second"], parts))
+    for part, text in zip(parts, printed):
+        recap = text.split("PLAY RECAP")[1].split("\n\n")[0]
+        for host in part:
+            (line,) = [line for line in recap.splitlines() if line.startswith(f"{host} ")]
             assert "unreachable=0    failed=0" in line
+
+
+RAW = """
+- hosts: boxes
+  gather_facts: false
+  tasks:
+    - name: Exit with 1
+      ansible.builtin.raw: cat /proc/sys/kernel/hostname; echo 'Error{{ ":" }} Instance not found' >&2; exit 1
+      failed_when: false
+    - name: End by a signal
+      ansible.builtin.raw: kill -{{ item }} $$
+      loop: [9, 15, 6]
+      failed_when: false
+"""
+
+
+def test_codes_and_errors_are_the_same_by_every_door(
+    run_playbook: RunPlaybook, boxes: dict[str, Box], tmp_path: Path
+) -> None:
+    hosts: dict[str, dict[str, t.Any]] = {}
+    for door, box in boxes.items():
+        hosts[door] = entered(box)
+        for kind in ("off", "none"):
+            hosts[f"{door}-{kind}"] = {**hosts[door], "ansible_lxd_instance": f"{box.name}-{kind}"}
+    run = run_playbook(RAW, inventory=inventory(tmp_path, hosts), arguments=("--forks", "4"))
+    for door, box in boxes.items():
+        ended = run.result("Exit with 1", door)
+        assert (ended["rc"], ended["stdout"]) == (1, f"{box.name}\n"), door
+        assert ended["stderr"] == "Error: Instance not found\n", door
+        assert [one["rc"] for one in run.result("End by a signal", door)["results"]] == [137, 143, 134], door
+        said = {kind: run.task("Exit with 1", f"{door}-{kind}") for kind in ("off", "none")}
+        assert {one.status for one in said.values()} == {"unreachable"}, door
+        messages = {kind: one.result["msg"].removeprefix("Task failed: ") for kind, one in said.items()}
+        assert messages == {
+            "off": f"default/{box.name}-off: instance is not running",
+            "none": f"default/{box.name}-none: there is no such instance on {box.where.shown}",
+        }, door
 
 
 TASKS = """
 - hosts: boxes
   gather_facts: false
   tasks:
-    - name: Exit with 3
-      ansible.builtin.raw: echo out; echo 'fatal UNREACHABLE! Connection refused' >&2; exit 3
-      failed_when: false
-    - name: End by a signal
-      ansible.builtin.raw: kill -{{ item }} $$
-      loop: [9, 15, 6]
-      failed_when: false
     - name: Copy a tree
       ansible.builtin.copy:
         src: "{{ tree }}/"
@@ -176,7 +231,7 @@ TASKS = """
     - name: Clean up
       ansible.builtin.raw: rm -r /root/tree; find / -xdev -name '.mage-*'
 """
-NAMES = ["a b", "-rf", "ümläut $(id)", "new\nline", "sub/deep/quote'\"", "sub/empty"]
+NAMES = ["-rf", "new\nline ümläut $(id)", "sub/deep/quote'\"", "sub/empty"]
 
 
 def test_what_ansible_core_does_not_ask(run_playbook: RunPlaybook, boxes: dict[str, Box], tmp_path: Path) -> None:
@@ -187,14 +242,9 @@ def test_what_ansible_core_does_not_ask(run_playbook: RunPlaybook, boxes: dict[s
         path.write_bytes(b"" if "empty" in name else name.encode() * 30_000 + b"\0\xff\r\n")
         path.chmod(0o640)
     values = {"tree": str(tree), "back": str(back), "names": NAMES}
-    arguments = ("--forks", "4")
-    where = inventory(tmp_path, boxes)
-    run = run_playbook(TASKS, inventory=where, extra_vars=values, arguments=arguments).succeeded()
+    hosts = {way: entered(boxes[way], ansible_pipelining=way == "incus") for way in ("lxd", "incus")}
+    run = run_playbook(TASKS, inventory=inventory(tmp_path, hosts), extra_vars=values).succeeded()
     for host in run.stats:
-        ended = run.result("Exit with 3", host)
-        assert (ended["rc"], ended["stdout"]) == (3, "out\n")
-        assert ended["stderr"] == "fatal UNREACHABLE! Connection refused\n"
-        assert [one["rc"] for one in run.result("End by a signal", host)["results"]] == [137, 143, 134]
         found = set(run.result("Look at the tree", host)["stdout"].split("\0")) - {""}
         assert found == {f"640 root {(tree / name).stat().st_size} {Path(name).name}" for name in NAMES}
         assert {name: (back / host / name).read_bytes() for name in NAMES} == {
@@ -206,10 +256,9 @@ def test_what_ansible_core_does_not_ask(run_playbook: RunPlaybook, boxes: dict[s
         assert run.result("Clean up", host)["stdout"] == ""
 
 
-@pytest.mark.parametrize("way", ["lxd", "incus"])
-def test_a_thousand_commands_and_a_gibibyte(boxes: dict[str, Box], way: str) -> None:
+def test_a_thousand_commands_and_a_gibibyte(boxes: dict[str, Box]) -> None:
     """In one process with four threads: nothing wrong, nothing left open, no further process, little memory."""
-    box = boxes[way]
+    box = boxes["lxd"]
     worker = str(Path(__file__).with_name("connection_worker.py"))
     argv = [sys.executable, worker, box.name, "1000", str(GIB)]
     argv += [f"{key}={value}" for key, value in box.variables.items() if isinstance(value, str)]
@@ -226,23 +275,20 @@ def test_a_thousand_commands_and_a_gibibyte(boxes: dict[str, Box], way: str) -> 
     assert not found["pylxd"]
 
 
+Change = t.Callable[[bytes], bytes]
+
+
 @contextlib.contextmanager
-def _cutting(path: str, at: Path, after: int) -> t.Iterator[None]:
-    """A socket that leads to the server's. The first connection that moves so many bytes either way is cut."""
-    cut = threading.Event()
+def _between(path: str, at: Path, change: Change) -> t.Iterator[str]:
+    """A socket that leads to the server's. What goes either way is changed before; the line is cut at EOFError."""
 
     def move(source: socket.socket, target: socket.socket) -> None:
-        moved = 0
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, EOFError):
             while data := source.recv(1 << 16):
-                moved += len(data)
-                if moved > after and not cut.is_set():
-                    cut.set()
-                    source.shutdown(socket.SHUT_RDWR)
-                    break
-                target.sendall(data)
-        with contextlib.suppress(OSError):
-            target.shutdown(socket.SHUT_RDWR)
+                target.sendall(change(data))
+        for end in (source, target):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
 
     def accept() -> None:
         with contextlib.suppress(OSError):
@@ -257,21 +303,35 @@ def _cutting(path: str, at: Path, after: int) -> t.Iterator[None]:
         listener.bind(str(at))
         listener.listen()
         threading.Thread(target=accept, daemon=True).start()
-        yield
+        yield f"unix://{at}"
         listener.shutdown(socket.SHUT_RDWR)
+
+
+def _cutting(after: int) -> Change:
+    """Cuts one line once, when so many bytes have gone by."""
+    moved = 0
+
+    def change(data: bytes) -> bytes:
+        nonlocal moved
+        before, moved = moved, moved + len(data)
+        if before <= after < moved:
+            raise EOFError
+        return data
+
+    return change
 
 
 @pytest.mark.parametrize("way", ["lxd", "incus"])
 @pytest.mark.parametrize("move", ["push", "pull"])
 def test_a_transfer_that_is_cut_is_an_error_and_leaves_nothing(
-    doors: doors_module.Doors, boxes: dict[str, Box], way: str, move: str, tmp_path: Path
+    boxes: dict[str, Box], way: str, move: str, tmp_path: Path
 ) -> None:
-    name, path = boxes[way].name, str(doors.way(way)[1].socket_path)
-    whole = CoreDriver(options.ServerOptions(f"unix://{path}"))
+    name, path = boxes[way].name, str(boxes[way].where.socket_path)
+    whole = CoreDriver(boxes[way].where)
     whole.push(name, "/root/file", LARGE)
     arguments = {"push": (name, "/root/file", LARGE + LARGE), "pull": (name, "/root/file")}
-    with _cutting(path, tmp_path / "socket", len(LARGE) // 2):
-        cut = CoreDriver(options.ServerOptions(f"unix://{tmp_path}/socket"))
+    with _between(path, tmp_path / "socket", _cutting(len(LARGE) // 2)) as endpoint:
+        cut = CoreDriver(options.ServerOptions(endpoint))
         with pytest.raises(_errors.ServerUnreachable, match="connection was lost while a file was moved"):
             getattr(cut, move)(*arguments[move])
         cut.close()
@@ -279,3 +339,26 @@ def test_a_transfer_that_is_cut_is_an_error_and_leaves_nothing(
     assert whole.execute(name, ["find", "/root", "-name", ".mage-*"]).stdout == b""
     whole.execute(name, ["rm", "/root/file"])
     whole.close()
+
+
+@pytest.mark.parametrize("way", ["lxd", "incus"])
+def test_a_server_without_sftp_moves_files_all_the_same(boxes: dict[str, Box], way: str, tmp_path: Path) -> None:
+    name, path = boxes[way].name, str(boxes[way].where.socket_path)
+    # An older server says of this path what it says of any that it does not know.
+    with _between(path, tmp_path / "socket", lambda data: data.replace(b"/sftp?", b"/none?")) as endpoint:
+        older = CoreDriver(options.ServerOptions(endpoint))
+        older.push(name, "/root/file", LARGE, mode=0o640, uid=7, gid=8)
+        assert older.execute(name, ["stat", "-c", "%a %u %g", "/root/file"]).stdout == b"640 7 8\n"
+        older.execute(name, ["ln", "-s", "file", "/root/link"])
+        assert older.pull(name, "/root/link") == LARGE
+        with pytest.raises(_errors.NotFound) as missing:
+            older.pull(name, "/root/none")
+        assert missing.value.request == f"pull {name}:/root/none"
+        with pytest.raises(_errors.NotFound) as nobody:
+            older.pull(f"{name}-none", "/root/none")
+        assert nobody.value.request.startswith("GET /1.0/instances/")
+        assert older.execute(name, ["find", "/root", "-name", ".mage-*"]).stdout == b""
+        older.execute(name, ["rm", "/root/file", "/root/link"])
+        # Asked for once, and then never again.
+        assert [path.rpartition("/")[2] for _method, path in older.requests].count("sftp") == 1
+        older.close()

@@ -85,7 +85,8 @@ def _refusal(response: Response, place: Place) -> ServerError:
     try:
         checked(response, f"GET {_path(place)}")
     except ServerError as e:
-        return NotFound(404, e.message, place.request("pull")) if tells_of_missing(e.message) else e
+        no_file = e.message.lower() == "not found" or tells_of_missing(e.message)
+        return NotFound(404, e.message, place.request("pull")) if no_file else e
     return ServerError(response.status, "no reason given", place.request("pull"))
 
 
