@@ -43,8 +43,11 @@ DOORS: dict[str, tuple[str, dict[str, str]]] = {
     "lxd": ("lxd", {}),
     "incus": ("incus", {}),
     "https": ("https", {}),
+    "ssh": ("ssh", {}),
+    "nested": ("nested", {}),
     "cli-lxd": ("lxd", CLI),
     "cli-incus": ("incus", CLI),
+    "cli-nested": ("nested", CLI),
 }
 
 
@@ -254,6 +257,63 @@ def test_what_ansible_core_does_not_ask(run_playbook: RunPlaybook, boxes: dict[s
         assert run.result("Ask for the job", host)["stdout"] == "done"
         assert run.result("Set where and with what", host)["stdout_lines"] == ["grüß 'Gott'", "/tmp"]
         assert run.result("Clean up", host)["stdout"] == ""
+
+
+INSIDE = """
+- hosts: boxes
+  gather_facts: false
+  tasks:
+    - name: Enter
+      ansible.builtin.raw: cat; hostname
+    - name: Ask by a module
+      mage.lxd.instances_info:
+        endpoint: "{{ ansible_lxd_endpoint }}"
+        via: "{{ ansible_lxd_via }}"
+        names: ["{{ ansible_lxd_instance }}"]
+      delegate_to: localhost
+      vars:
+        ansible_connection: local
+        ansible_python_interpreter: "{{ ansible_playbook_python }}"
+"""
+
+
+@pytest.fixture
+def bare(doors: doors_module.Doors) -> t.Iterator[str]:
+    """A box from which a client program reaches a server, and where nothing can join two sockets: no Python, no tool.
+
+    The server is the machine's own.
+    """
+    at, where = doors.way("lxd")
+    name = server.own_prefix() + "-bare"
+    at.run("init", at.image, name)
+    shared = {"/lib": "/usr/lib", "/lib64": "/usr/lib64", "/bin/lxc": shutil.which("lxc") or ""}
+    for path, source in shared.items():
+        if Path(source).exists():
+            device = path.replace("/", "")
+            at.run("config", "device", "add", name, device, "disk", f"source={source}", f"path={path}", "readonly=true")
+    socket_path = f"unix:{where.socket_path}"
+    at.run("start", name)
+    at.run("exec", name, "--", "mkdir", "-p", str(Path(str(where.socket_path)).parent))
+    ends = [f"connect={socket_path}", f"listen={socket_path}", "bind=instance", "mode=0600"]
+    at.run("config", "device", "add", name, "server", "proxy", *ends)
+    yield name
+    at.delete(name)
+
+
+def test_the_client_inside_serves_where_nothing_there_can_join_two_sockets(
+    run_playbook: RunPlaybook, boxes: dict[str, Box], bare: str, tmp_path: Path
+) -> None:
+    box = boxes["lxd"]
+    hosts = {
+        driver: entered(box, ansible_lxd_via=[bare], ansible_lxd_driver=driver, ansible_pipelining=True)
+        for driver in ("auto", "rest")
+    }
+    run = run_playbook(INSIDE, inventory=inventory(tmp_path, hosts))
+    assert run.result("Enter", "auto")["stdout"] == f"{box.name}\n"
+    (found,) = run.result("Ask by a module", "auto")["instances"]
+    assert (found["name"], found["status"]) == (box.name, "Running")
+    assert run.task("Enter", "rest").status == "unreachable"
+    assert f"there is neither python3, socat nor nc -U in {bare}" in run.result("Enter", "rest")["msg"]
 
 
 def test_a_thousand_commands_and_a_gibibyte(boxes: dict[str, Box]) -> None:

@@ -22,6 +22,7 @@ from ansible_collections.mage.lxd.plugins.module_utils._server import bridge, op
 from ansible_collections.mage.lxd.plugins.module_utils._server.core import CoreDriver
 from ansible_collections.mage.lxd.plugins.module_utils._server.rest import RestDriver
 from ansible_collections.mage.lxd.tests.integration import sshd
+from ansible_collections.mage.lxd.tests.integration.doors import Doors
 from ansible_collections.mage.lxd.tests.integration.playbook import BIN, ROOT, PlaybookRun, ansible_environment
 from ansible_collections.mage.lxd.tests.integration.server import run
 
@@ -224,13 +225,14 @@ PLAY = """
     - name: Ask who it is
       ansible.builtin.raw: hostname
       changed_when: false
+    - name: Say where it was asked
+      ansible.builtin.debug:
+        var: ansible_lxd_endpoint
 """
 
 
-def test_containers_of_a_host_behind_ssh_are_entered_by_what_ansible_knows_of_it(
-    host: sshd.Sshd, run_playbook: t.Callable[..., PlaybookRun], unique_name: t.Callable[[str], str], tmp_path: Path
-) -> None:
-    name, listed = unique_name("far"), tmp_path / "listed.ini"
+def remote(host: sshd.Sshd) -> str:
+    """An inventory with the machine behind this sshd."""
     variables = {
         "ansible_host": "127.0.0.1",
         "ansible_port": host.port,
@@ -239,15 +241,29 @@ def test_containers_of_a_host_behind_ssh_are_entered_by_what_ansible_knows_of_it
         "ansible_ssh_common_args": f"-F none -o UserKnownHostsFile={host.folder}/known_hosts",
         "ansible_python_interpreter": sys.executable,
     }
-    inventory = "remote " + " ".join(f"{key}={shlex.quote(str(value))}" for key, value in variables.items()) + "\n"
-    wanted = {
+    return "remote " + " ".join(f"{key}={shlex.quote(str(value))}" for key, value in variables.items()) + "\n"
+
+
+def wanted(name: str, endpoint: str, **further: str) -> dict[str, t.Any]:
+    return {
         "lxd_provisioning_inventory": [{"name": name, "image": "mage-test/busybox"}],
         "lxd_provisioning_python": False,
         "lxd_provisioning_hosts_file": "",
-        "lxd_provisioning_endpoint": f"unix://{SOCKET}",
-        "lxd_provisioning_static_inventory": str(listed),
+        "lxd_provisioning_endpoint": endpoint,
+        **{f"lxd_provisioning_{key}": value for key, value in further.items()},
     }
-    run = run_playbook(PLAY, inventory=inventory, extra_vars=wanted).succeeded()
+
+
+def test_containers_of_a_host_are_entered_by_what_ansible_knows_of_it(
+    host: sshd.Sshd,
+    doors: Doors,
+    run_playbook: t.Callable[..., PlaybookRun],
+    unique_name: t.Callable[[str], str],
+    tmp_path: Path,
+) -> None:
+    name, listed = unique_name("far"), tmp_path / "listed.ini"
+    over_ssh = wanted(name, f"unix://{SOCKET}", static_inventory=str(listed))
+    run = run_playbook(PLAY, inventory=remote(host), extra_vars=over_ssh).succeeded()
     assert run.result("Ask who it is", name)["stdout"].strip() == name
     # The file leads there as well, without the play.
     argv = [str(BIN / "ansible"), name, "-i", str(listed), "-m", "ansible.builtin.raw", "-a", "hostname"]
@@ -255,8 +271,15 @@ def test_containers_of_a_host_behind_ssh_are_entered_by_what_ansible_knows_of_it
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"ansible_lxd_endpoint=ssh://root@127.0.0.1:{host.port}{SOCKET}" in listed.read_text(encoding="utf-8")
 
+    # The same by the server's own listener, where the endpoint says so.
+    https = doors.way("https")[1]
+    trusted = {key: str(getattr(https, key)) for key in ("client_cert", "client_key", "server_fingerprint")}
+    over_https = wanted(name, https.endpoint, **trusted)
+    run = run_playbook(PLAY, inventory=remote(host), extra_vars=over_https).succeeded()
+    assert run.result("Ask who it is", name)["stdout"].strip() == name
+    assert run.result("Say where it was asked", name)["ansible_lxd_endpoint"] == https.endpoint
     refused = run_playbook(
-        PLAY, inventory="remote ansible_connection=ansible.builtin.winrm\n", extra_vars=wanted
+        PLAY, inventory="remote ansible_connection=ansible.builtin.winrm\n", extra_vars=over_ssh
     ).failed()
     assert refused == (
         "remote: the connection ansible.builtin.winrm leads to no server that the controller could reach: "
