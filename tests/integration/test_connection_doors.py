@@ -154,6 +154,26 @@ def test_what_ansible_core_asks_of_a_connection(boxes: dict[str, Box], core_targ
             assert "unreachable=0    failed=0" in line
 
 
+def test_what_the_inventory_plugin_finds_is_entered(boxes: dict[str, Box], tmp_path: Path) -> None:
+    """Its hosts know the whole way: certificates, arguments of ssh, the servers around."""
+    servers = []
+    for door, box in boxes.items():
+        said = {key.removeprefix("ansible_lxd_"): value for key, value in box.variables.items()}
+        servers.append({**said, "name": door})
+    name = boxes["lxd"].name
+    path = tmp_path / "lxd.yml"
+    content = {"plugin": "mage.lxd.lxd", "servers": servers, "filters": {"name": name, "status": "running"}}
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    argv = [str(playbook.BIN / "ansible"), "all", "-i", str(path), "-m", "ansible.builtin.ping", "-o"]
+    done = subprocess.run(
+        argv, env=playbook.ansible_environment(), capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for door in boxes:
+        assert f"{name}.{door} | SUCCESS" in done.stdout
+    assert done.stdout.count('"ping": "pong"') == len(boxes)
+
+
 RAW = """
 - hosts: boxes
   gather_facts: false

@@ -64,19 +64,19 @@ def _inside(options: ServerOptions) -> CliDriver:
     """The client program in the last instance of ``via``, which the server around runs. The outermost server is
     spoken to directly. Raises ServerUnreachable."""
     from .cli import CliDriver
-    from .nested import parent
+    from .nested import around_failed, parent
 
     around, instance = parent(options), options.via[-1]
     outer = connect_core(around if around.via else dataclasses.replace(around, driver="rest"))
     try:
-        client = runner.find_client(outer, instance, around.project)
-        if client is None:
-            told = f"no lxc and no incus in {instance} reaches a server there"
-            raise ServerUnreachable(options.shown, told)
-        return CliDriver(options, runner.ExecRunner(outer, instance, around.project), client)
-    except ServerError as e:
+        clients = runner.find_clients(outer, instance, around.project)
+        if len(clients) != 1:
+            told = f"neither lxc nor incus in {instance} reaches a server there"
+            both = f"LXD and Incus both answer in {instance}, and by the client there is no saying which one"
+            raise ServerUnreachable(options.shown, both if clients else told)
+        return CliDriver(options, runner.ExecRunner(outer, instance, around.project), clients[0])
+    except BaseException as e:
         outer.close()
-        raise ServerUnreachable(options.shown, f"{instance}: {e.message}") from e
-    except BaseException:
-        outer.close()
+        if isinstance(e, ServerError):
+            raise around_failed(options, e) from e
         raise

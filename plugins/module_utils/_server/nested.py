@@ -33,6 +33,14 @@ def parent(options: ServerOptions) -> ServerOptions:
     return dataclasses.replace(options, via=options.via[:-1], project="default")
 
 
+def around_failed(options: ServerOptions, error: ServerError) -> ServerUnreachable:
+    """What the server around said of the last instance of ``via``, as a way that is closed."""
+    instance = options.via[-1]
+    if isinstance(error, NotFound):
+        return ServerUnreachable(options.shown, f"there is no instance {instance} on {parent(options).shown}")
+    return ServerUnreachable(options.shown, f"{instance}: {error.message}")
+
+
 def connect(options: ServerOptions) -> socket.socket:
     """A socket to the server in the last instance of ``via``. Raises ServerUnreachable, NoBridge, OSError."""
     same = dataclasses.replace(options, project="default", driver="auto")
@@ -43,10 +51,8 @@ def _opened(options: ServerOptions) -> t.Union[bridge.Bridge, socket.socket]:
     around, instance = parent(options), options.via[-1]
     try:
         trunk = ExecTrunk(around, instance, lookup.command(lookup.BRIDGE))
-    except NotFound as e:
-        raise ServerUnreachable(options.shown, f"there is no instance {instance} on {around.shown}") from e
     except ServerError as e:
-        raise ServerUnreachable(options.shown, f"{instance}: {e.message}") from e
+        raise around_failed(options, e) from e
     except ServerUnreachable:
         raise
     except MageError as e:

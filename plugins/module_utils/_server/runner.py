@@ -25,7 +25,7 @@ CLIENTS = ("lxc", "incus")
 # A user's remotes, aliases and default project must not change what a command means. Nobody can make that folder.
 _NO_CONFIGURATION = "/proc/mage.lxd"
 _FIND = 'for c in lxc incus; do command -v "$c" >/dev/null 2>&1 && "$c" --force-local query /1.0 >/dev/null 2>&1 && '
-_FIND += 'echo "$c" && exit; done; exit 0'
+_FIND += 'echo "$c"; done; exit 0'
 
 Source = t.Union[bytes, t.BinaryIO]
 
@@ -287,7 +287,7 @@ def search_path() -> str:
     return (os.environ.get("PATH") or os.defpath) + ":/snap/bin"
 
 
-def find_client(outer: Executor, instance: str, project: str, timeout: float = 60.0) -> t.Optional[str]:
-    """The client program in an instance whose server answers there, or None."""
-    found = outer.execute(instance, ["sh", "-c", _FIND], project, timeout=timeout).stdout.decode().strip()
-    return found if found in CLIENTS else None
+def find_clients(outer: Executor, instance: str, project: str, timeout: float = 60.0) -> list[str]:
+    """The client programs in an instance whose servers answer there."""
+    found = outer.execute(instance, ["sh", "-c", _FIND], project, timeout=timeout).stdout.decode().split()
+    return [name for name in found if name in CLIENTS]
