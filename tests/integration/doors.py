@@ -58,6 +58,9 @@ class Server:
                 self.run("delete", "--force", name)
                 return
             except RuntimeError as error:
+                if "is protected" in str(error):
+                    self.run("config", "unset", name, "security.protection.delete")
+                    continue
                 if "is busy" not in str(error) or time.monotonic() > deadline:
                     raise
                 time.sleep(0.5)
@@ -78,7 +81,7 @@ def _incus_socket(_folder: Path, _doors: Doors) -> t.Iterator[Opened]:
     for path in INCUS.query("/1.0/instances"):
         name = path.rpartition("/")[2]
         if server.is_orphan(name):
-            INCUS.run("delete", "--force", name)
+            INCUS.delete(name)
     yield INCUS, options.ServerOptions(f"unix://{INCUS_SOCKET}")
 
 

@@ -75,6 +75,10 @@ def _delete_one(instance: dict[str, t.Any]) -> None:
             run("lxc", "delete", "--force", "--project", instance["project"], instance["name"])
             return
         except RuntimeError as error:
+            if "is protected" in str(error):
+                project = ("--project", instance["project"])
+                run("lxc", "config", "unset", *project, instance["name"], "security.protection.delete")
+                continue
             if "is busy" not in str(error) or time.monotonic() > deadline:
                 raise
             time.sleep(0.5)

@@ -18,6 +18,8 @@ from ansible_collections.mage.lxd.plugins.module_utils._server.driver import Com
 from ansible_collections.mage.lxd.tests.memory.store import BRIDGE, Raw, Refused, Store
 
 EXTENSIONS = ("instances", "etag", "projects", "network_leases", "container_exec_user_group_cwd")
+# The numbers that Incus gives to operations that failed; to LXD, each is 400.
+_INCUS = (("already defined on another NIC", 409), ("already stopped", 400))
 
 
 class Fault(enum.Enum):
@@ -28,6 +30,7 @@ class Fault(enum.Enum):
     REFUSED = "the server has an error of its own"
     RESTART = "the server does it, restarts, and has forgotten every operation"
     UNDONE = "the server takes it, restarts before it is done, and has forgotten every operation"
+    HALF = "as before, and of an instance that it was to make there is a record, and nothing in it"
     KILLED = "the caller is killed before the call"
     KILLED_AFTER = "the caller is killed after the call"
 
@@ -87,14 +90,14 @@ class MemoryDriver:
             if fault is Fault.REFUSED:
                 return checked(_failed(Refused(500, "database is locked")), f"{method} {path}")
             sent = json.loads(json.dumps(body)) if body is not None else {}
-            before = copy.deepcopy(self.store.__dict__) if fault is Fault.UNDONE else None
+            before = copy.deepcopy(self.store.__dict__) if fault in (Fault.UNDONE, Fault.HALF) else None
             try:
                 answer = self._answer(method, path, dict(query or {}), sent, dict(headers or {}))
             except Refused as e:
                 answer = _failed(e)
             if before is not None and answer.json.get("type") == "async":
-                self.store.__dict__.update(before)
-            if fault in (Fault.RESTART, Fault.UNDONE):
+                self._undo(before, query, sent if fault is Fault.HALF else {})
+            if fault in (Fault.RESTART, Fault.UNDONE, Fault.HALF):
                 self._operations.clear()
             if fault is Fault.KILLED_AFTER:
                 self._dead = True
@@ -102,6 +105,13 @@ class MemoryDriver:
             if fault is Fault.UNANSWERED:
                 raise ServerUnreachable(self.endpoint, "the connection was lost before the whole answer came")
             return checked(answer, f"{method} {path}")
+
+    def _undo(self, before: Raw, query: Raw, sent: Raw) -> None:
+        made = self.store.instances.get((query.get("project", "default"), str(sent.get("name"))))
+        self.store.__dict__.update(before)
+        if made and (made["project"], made["name"]) not in self.store.instances:
+            made["config"].pop("volatile.apply_template")
+            self.store.instances[made["project"], made["name"]] = made
 
     def _strike(self, number: int) -> t.Optional[Fault]:
         fault = self._faults.get(number)
@@ -119,7 +129,8 @@ class MemoryDriver:
         if kind == "instances":
             return self._instances(method, rest, query, body, headers)
         if kind == "operations":
-            return self._operation(rest[0])
+            # Nothing goes on longer than its request.
+            return self._operation(rest[0]) if rest else _sync({})
         return _sync(self._read(kind, rest, query))
 
     def _read(self, kind: str, rest: list[str], query: Raw) -> t.Any:
@@ -197,8 +208,9 @@ class MemoryDriver:
         refused = self._operations[identifier]
         if refused is None:
             return _sync({"status_code": 200, "status": "Success", "err": "", "metadata": None})
-        if self.store.flavor == "incus":
-            return Response(200, {}, _failed(refused).body)
+        if self.store.is_incus:
+            status = next((status for words, status in _INCUS if words in refused.message), 500)
+            return Response(200, {}, _failed(Refused(status, refused.message)).body)
         return _sync({"status_code": 400, "status": "Failure", "err": refused.message, "metadata": None})
 
     # --- commands and files -------------------------------------------------------------------------------------------

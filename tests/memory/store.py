@@ -41,6 +41,13 @@ IMAGE = "busybox"
 FINGERPRINT = hashlib.sha256(IMAGE.encode()).hexdigest()
 BRIDGE = "lxdbr0"
 POOL = "default"
+_NEVER = "1970-01-01T00:00:00Z"
+_NO_IMAGE = "Image not provided for instance creation"
+# What LXD and Incus say of a name that is taken.
+_THERE = (
+    'This "instances" entry already exists',
+    'Failed to create "instances" entry: UNIQUE constraint failed: instances.project_id, instances.name',
+)
 
 
 class Refused(Exception):
@@ -70,6 +77,7 @@ class Store:
         # What dnsmasq remembers: it outlives the instance, and /leases does not show it then.
         self.leased: dict[str, str] = {}
         self._macs = 0
+        self._starts = 0
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
@@ -140,12 +148,13 @@ class Store:
         if source.get("type") not in ("image", "copy", "none"):
             raise Refused(400, "Unknown source type " + str(source.get("type", "")))
         if source["type"] == "image" and source.get("alias") and source["alias"] not in self.images:
-            raise Refused(404, "Image alias not found")
+            raise Refused(404, "Image alias not found") if not self.is_incus else Refused(500, _NO_IMAGE)
         if source["type"] == "copy" and (project, source.get("source")) not in self.instances:
             raise Refused(
                 404, f'Failed to fetch instance "{source.get("source")}" in project "{project}": Instance not found'
             )
-        if body.get("name") and not _NAME.fullmatch(body["name"]):
+        name = str(body.get("name") or "a")
+        if not _NAME.fullmatch(name) and not (self.is_incus and name[0].isdigit() and _NAME.fullmatch("a" + name)):
             raise Refused(400, "Invalid instance name: Name can only contain alphanumeric and hyphen characters")
         for profile in body.get("profiles") or ():
             if profile not in self.profiles:
@@ -157,9 +166,9 @@ class Store:
         failed = "Failed creating instance record: "
         source = body["source"]
         if source["type"] == "image" and not source.get("alias") and source.get("fingerprint") != FINGERPRINT:
-            raise Refused(400, "Image not provided for instance creation")
+            raise Refused(400, _NO_IMAGE)
         if (project, name) in self.instances:
-            raise Refused(400, failed + 'Add instance info to the database: This "instances" entry already exists')
+            raise Refused(400, failed + "Add instance info to the database: " + _THERE[self.is_incus])
         config, devices = dict(body.get("config") or {}), copy.deepcopy(body.get("devices") or {})
         try:
             _check_config(config)
@@ -181,8 +190,8 @@ class Store:
             "description": body.get("description") or "",
             "ephemeral": bool(body.get("ephemeral")),
             "location": "none",
-            # A copy without a word on profiles has none.
-            "profiles": list(body.get("profiles", [] if source["type"] == "copy" else ["default"])),
+            "last_used_at": _NEVER,
+            "profiles": list(body.get("profiles", self._first_profiles(project, source))),
             "config": {key: value for key, value in config.items() if value != ""},
             "devices": devices,
         }
@@ -191,8 +200,15 @@ class Store:
                 400, failed + "Failed initialising instance: Failed getting root disk: No root device could be found"
             )
         raw["config"].update({"volatile.idmap.base": "0", "volatile.idmap.next": "[]"})
+        raw["config"].update({"volatile.apply_template": "create", "volatile.uuid": f"{project}-{name}"})
         self._name_nics(raw)
         self.instances[project, name] = raw
+
+    def _first_profiles(self, project: str, source: Raw) -> list[str]:
+        """Those of an instance of which nobody said any. To LXD, a copy has none then."""
+        if source["type"] != "copy":
+            return ["default"]
+        return list(self.instances[project, source["source"]]["profiles"]) if self.is_incus else []
 
     def _name_nics(self, raw: Raw) -> None:
         for name in self.nics(raw):
@@ -273,13 +289,12 @@ class Store:
     def delete(self, raw: Raw) -> None:
         """The operation behind ``DELETE``; a running instance is refused before it."""
         if raw["config"].get("security.protection.delete") == "true":
-            raise Refused(
-                400, "Instance is protected from being deleted" if self._is_incus else "Container is protected"
-            )
+            raise Refused(400, "Instance is protected" if self.is_incus else "Container is protected")
         del self.instances[raw["project"], raw["name"]]
 
     @property
-    def _is_incus(self) -> bool:
+    def is_incus(self) -> bool:
+        """The two differ in some words and numbers."""
         return self.flavor == "incus"
 
     def change_state(self, raw: Raw, action: str) -> None:
@@ -308,6 +323,9 @@ class Store:
         for name, options in self.nics(raw).items():
             self._check_free(raw, options, f'Failed start validation for device "{name}": ', 400)
         raw["status"] = "Running"
+        raw["config"].pop("volatile.apply_template", None)
+        self._starts += 1
+        raw["last_used_at"] = f"2026-01-01T00:{self._starts // 60:02d}:{self._starts % 60:02d}Z"
         for nic in self.nics(raw).values():
             if nic.get("network") == BRIDGE:
                 self._lease(nic)

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import typing as t
+
 import pytest
 
 from ansible_collections.mage.lxd.tests.memory import convergence
@@ -18,6 +20,9 @@ BEFORE: list[Raw] = [
     {"name": "loses", "image": IMAGE, "mounts": ["/srv:/srv"], "hostnames": ["loses.example.org"]},
     {"name": "starts", "image": IMAGE, "state": "stopped"},
     {"name": "stays", "image": IMAGE, "nat": [{"extport": 8084, "intport": 80}]},
+    {"name": "restarts", "image": IMAGE},
+    {"name": "freezes", "image": IMAGE},
+    {"name": "pruned", "image": IMAGE, "depends_on": ["stays"]},
 ]
 AFTER: list[Raw] = [
     {"name": "changes", "image": IMAGE, "config": {"user.a": "2"}, "nat": [{"extport": 8081, "intport": 80}]},
@@ -28,24 +33,28 @@ AFTER: list[Raw] = [
     {"name": "stays", "image": IMAGE, "nat": [{"extport": 8084, "intport": 80}]},
     {"name": "comes", "image": IMAGE, "nat": [{"extport": 8082, "intport": 80}], "description": "new"},
     {"name": "sleeps", "image": IMAGE, "state": "stopped", "config": {"user.b": "1"}},
+    {"name": "restarts", "image": IMAGE, "config": {"security.privileged": "true"}, "depends_on": ["comes"]},
+    {"name": "freezes", "image": IMAGE, "state": "frozen"},
+    {"name": "twin", "copy_of": "stays", "hostnames": ["twin.example.org"]},
 ]
+OWNED: dict[str, t.Any] = {"owner": "site", "prune": True}
 
 
-def prepared() -> Store:
+def prepared(flavor: str = "lxd") -> Store:
     """A server where the earlier list is true, beside what somebody else has made."""
-    store = Store()
+    store = Store(flavor)
     body: Raw = {"name": "foreign", "source": {"type": "image", "alias": IMAGE}, "config": {"user.theirs": "1"}}
     store.create("default", body)
     store.change_state(store.find("default", "foreign"), "start")
-    outcome = convergence.run(MemoryDriver(store), BEFORE)
+    outcome = convergence.run(MemoryDriver(store), BEFORE, **OWNED)
     assert outcome.ok, outcome
     return store
 
 
-def clean_run(concurrency: int = 1) -> tuple[Store, int]:
-    store = prepared()
+def clean_run(flavor: str = "lxd") -> tuple[Store, int]:
+    store = prepared(flavor)
     driver = MemoryDriver(store)
-    outcome = convergence.run(driver, AFTER, concurrency=concurrency)
+    outcome = convergence.run(driver, AFTER, concurrency=1, **OWNED)
     assert outcome.ok, outcome
     return store, len(driver.requests)
 
@@ -53,15 +62,19 @@ def clean_run(concurrency: int = 1) -> tuple[Store, int]:
 def test_the_list_has_work_of_every_kind() -> None:
     store, _count = clean_run()
     driver = MemoryDriver(prepared())
-    outcome = convergence.run(driver, AFTER, concurrency=1)
+    outcome = convergence.run(driver, AFTER, concurrency=1, **OWNED)
     assert outcome.plan is not None
     assert sorted(change.action for change in outcome.plan.changes) == [
         "create",
         "create, start",
+        "create, update, start",
         "delete",
+        "delete",
+        "freeze",
         "stop",
         "update",
         "update",
+        "update, restart",
         "update, start",
     ]
     assert {method for method, _path in driver.writes} == {"POST", "PUT", "PATCH", "DELETE"}
@@ -69,23 +82,30 @@ def test_the_list_has_work_of_every_kind() -> None:
     assert found["default/foreign"]["config"] == {"image.os": IMAGE, "user.theirs": "1"}
     assert "user.gone" not in found["default/changes"]["config"]
     assert found["default/loses"]["devices"] == {}
-    assert "default/goes" not in found
+    assert found["default/freezes"]["status"] == "Frozen"
+    assert not {"default/goes", "default/pruned"} & set(found)
 
 
 @pytest.mark.parametrize(
-    ("fault", "concurrency"), [*((fault, 1) for fault in Fault), (Fault.KILLED, 4), (Fault.UNDONE, 4)]
+    ("fault", "concurrency", "flavor"),
+    [
+        *((fault, 1, "lxd") for fault in Fault),
+        (Fault.KILLED, 4, "incus"),
+        (Fault.UNDONE, 4, "lxd"),
+        (Fault.UNANSWERED, 1, "incus"),
+    ],
 )
-def test_a_fault_at_any_call(fault: Fault, concurrency: int) -> None:
-    wanted, count = clean_run()
+def test_a_fault_at_any_call(fault: Fault, concurrency: int, flavor: str) -> None:
+    wanted, count = clean_run(flavor)
     for number in range(count):
-        store = prepared()
-        convergence.run(MemoryDriver(store, {number: fault}), AFTER, concurrency=concurrency)
-        again = convergence.run(MemoryDriver(store), AFTER, concurrency=concurrency)
+        store = prepared(flavor)
+        convergence.run(MemoryDriver(store, {number: fault}), AFTER, concurrency=concurrency, **OWNED)
+        again = convergence.run(MemoryDriver(store), AFTER, concurrency=concurrency, **OWNED)
         assert again.ok, (number, again)
         assert convergence.seen(store) == convergence.seen(wanted), number
-        assert len(set(convergence.pins(store))) == len(convergence.pins(store)) == 4, number
+        assert len(set(convergence.pins(store))) == len(convergence.pins(store)) == 5, number
         third = MemoryDriver(store)
-        assert convergence.run(third, AFTER).ok
+        assert convergence.run(third, AFTER, **OWNED).ok
         assert third.writes == [], number
 
 
@@ -93,16 +113,17 @@ def test_one_that_fails_does_not_stop_the_others() -> None:
     """The server has an error of its own at a write: every other instance is as declared after that very run."""
     wanted, _count = clean_run()
     driver = MemoryDriver(prepared())
-    convergence.run(driver, AFTER, concurrency=1)
+    convergence.run(driver, AFTER, concurrency=1, **OWNED)
     failed = set()
     for number, (method, _path) in enumerate(driver.requests):
         if method == "GET":
             continue
         store = prepared()
-        outcome = convergence.run(MemoryDriver(store, {number: Fault.REFUSED}), AFTER, concurrency=1)
+        outcome = convergence.run(MemoryDriver(store, {number: Fault.REFUSED}), AFTER, concurrency=1, **OWNED)
         named = {failure.partition(":")[0] for failure in outcome.failures}
+        tried = {failure for failure in outcome.failures if "not tried, since it comes after" not in failure}
         # Only a shutdown has a second way.
-        assert len(named) == 1 or "forced" in "".join(outcome.report.warnings if outcome.report else ()), (
+        assert len(tried) == 1 or "forced" in "".join(outcome.report.warnings if outcome.report else ()), (
             number,
             outcome,
         )
@@ -110,4 +131,4 @@ def test_one_that_fails_does_not_stop_the_others() -> None:
         found, expected = convergence.seen(store), convergence.seen(wanted)
         for one in {*found, *expected} - named:
             assert found.get(one) == expected.get(one), (number, named, one)
-    assert len(failed) == 6
+    assert len(failed) == 10

@@ -16,6 +16,9 @@ from ansible_collections.mage.lxd.tests.memory.store import IMAGE, Raw, Store
 
 NAMES = ["a", "b-1", "c", "d"]
 VALUES = st.sampled_from(["1", "true", "ä b", ""])
+# What somebody may do by hand.
+HANDS = {"Running": ["stop", "freeze", "restart"], "Frozen": ["unfreeze", "stop"], "Stopped": ["start"]}
+STATUS = {"stopped": "Stopped", "frozen": "Frozen"}
 PORTS = {name: 8000 + 10 * index for index, name in enumerate(NAMES)}
 
 
@@ -23,8 +26,11 @@ PORTS = {name: 8000 + 10 * index for index, name in enumerate(NAMES)}
 def an_item(draw: st.DrawFn, name: str) -> Raw:
     item: Raw = {"name": name, "image": IMAGE}
     optional: dict[str, st.SearchStrategy[t.Any]] = {
-        "state": st.sampled_from(["started", "stopped", "absent"]),
+        "state": st.sampled_from(["started", "stopped", "frozen", "absent"]),
         "config": st.dictionaries(st.sampled_from(["user.a", "user.b", "environment.C"]), VALUES),
+        "privileged": st.booleans(),
+        "devices": st.sampled_from([{}, {"none": {"type": "none"}}]),
+        "type": st.just("container"),
         "description": st.sampled_from(["", "text"]),
         "mounts": st.sets(st.sampled_from(["/srv:/srv", "/opt:/opt:ro"])).map(sorted),
         "profiles": st.sampled_from([["default"], ["default", "other"], ["other", "default"]]),
@@ -48,7 +54,7 @@ def a_list(draw: st.DrawFn) -> list[Raw]:
 @st.composite
 def a_server(draw: st.DrawFn) -> Store:
     """A server that this collection has used before, and others too."""
-    store = Store()
+    store = Store(draw(st.sampled_from(["lxd", "incus"])))
     store.profiles["other"] = {}
     foreign: Raw = {"name": "foreign", "source": {"type": "image", "alias": IMAGE}, "config": {"user.a": "theirs"}}
     store.create("default", foreign)
@@ -58,7 +64,7 @@ def a_server(draw: st.DrawFn) -> Store:
             # Somebody sets something by hand, starts and stops.
             raw["config"].update(draw(st.dictionaries(st.sampled_from(["user.a", "user.hand"]), VALUES.filter(bool))))
         if name != "foreign" and draw(st.booleans()):
-            store.change_state(raw, "stop" if raw["status"] == "Running" else "start")
+            store.change_state(raw, draw(st.sampled_from(HANDS[raw["status"]])))
     return store
 
 
@@ -84,7 +90,7 @@ def test_what_was_carried_out_leaves_nothing_to_do(store: Store, items: list[Raw
     for item in items:
         if item["name"] in there:
             raw = found[f"default/{item['name']}"]
-            assert raw["status"] == ("Stopped" if item.get("state") == "stopped" else "Running")
+            assert raw["status"] == STATUS.get(item.get("state", ""), "Running")
             for key, value in item.get("config", {}).items():
                 assert raw["config"].get(key, "") == value
     assert len(set(convergence.pins(store))) == len(convergence.pins(store))
@@ -110,3 +116,18 @@ def test_what_somebody_else_set_stays(store: Store, items: list[Raw]) -> None:
     for raw in store.instances.values():
         if raw["name"] in by_hand:
             assert raw["config"]["user.hand"] == by_hand[raw["name"]]
+
+
+@given(a_server(), a_list(), a_list())
+def test_what_its_owner_declares_no_longer_goes_and_nothing_else(
+    store: Store, first: list[Raw], then: list[Raw]
+) -> None:
+    others = {raw["name"] for raw in store.instances.values()} - {item["name"] for item in first}
+    for items in (first, then):
+        assert convergence.run(MemoryDriver(store), items, owner="site", prune=True).ok
+    there = {item["name"] for item in then if item.get("state") != "absent"}
+    gone = {item["name"] for item in then if item.get("state") == "absent"}
+    assert {raw["name"] for raw in store.instances.values()} == there | (others - gone)
+    again = MemoryDriver(store)
+    assert convergence.run(again, then, owner="site", prune=True).ok
+    assert again.writes == []

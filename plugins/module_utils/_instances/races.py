@@ -16,6 +16,7 @@ BUSY = ("is busy running", "A matching non-reusable operation has now succeeded"
 _RACED = (
     ADDRESS_TAKEN,
     'This "instances" entry already exists',
+    "UNIQUE constraint failed: instances.",
     "Instance not found",
     "Instance is running",
     "already running",
