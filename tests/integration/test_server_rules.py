@@ -215,10 +215,11 @@ def test_addresses(bench: Bench) -> None:
     # A pin does not move what runs. A copy of which no profiles are said has those of the other, or none.
     bench.run("PATCH", a, {"devices": bench.pin(address.rpartition(".")[0] + ".252")})
     assert bench.wait_for_address(a) == address
-    copy = {"name": bench.prefix + "d", "source": {"type": "copy", "source": bench.prefix + "c"}}
+    d = bench.prefix + "d"
+    copy = {"name": d, "source": {"type": "copy", "source": bench.prefix + "c"}}
     if bench.incus:
         bench.run("POST", api("instances"), copy)
-        assert bench.get(api("instances", copy["name"]))["profiles"] == ["default"]
+        assert bench.get(api("instances", d))["profiles"] == ["default"]
     else:
         status, message = bench.refused("POST", api("instances"), copy)
         assert (status, "No root device could be found" in message) == (400, True), message

@@ -96,7 +96,7 @@ class MemoryDriver:
             except Refused as e:
                 answer = _failed(e)
             if before is not None and answer.json.get("type") == "async":
-                self._undo(before, query, sent if fault is Fault.HALF else {})
+                self._undo(before, dict(query or {}), sent if fault is Fault.HALF else {})
             if fault in (Fault.RESTART, Fault.UNDONE, Fault.HALF):
                 self._operations.clear()
             if fault is Fault.KILLED_AFTER:
@@ -187,7 +187,7 @@ class MemoryDriver:
             return _sync({})
         if method == "PUT":
             return self._start(lambda: store.put(raw, body))
-        if raw["status"] != "Stopped":
+        if raw["status"] not in ("Stopped", "Error"):
             raise Refused(400, "Instance is running")
         return self._start(lambda: store.delete(raw))
 

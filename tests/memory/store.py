@@ -300,9 +300,11 @@ class Store:
     def change_state(self, raw: Raw, action: str) -> None:
         """The operation behind ``PUT …/state``."""
         status = raw["status"]
-        if action in ("stop", "restart") and status == "Stopped":
+        if action == "start" and status == "Error":
+            raise Refused(400, "The instance cannot be started as in Error status")
+        if action in ("stop", "restart") and status in ("Stopped", "Error"):
             raise Refused(400, "The instance is already stopped")
-        if action in ("freeze", "unfreeze") and status == "Stopped":
+        if action in ("freeze", "unfreeze") and status in ("Stopped", "Error"):
             raise Refused(400, "The container isn't running")
         if action == "freeze" and status == "Frozen":
             raise Refused(400, "The container is already frozen")

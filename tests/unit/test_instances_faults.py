@@ -132,3 +132,51 @@ def test_one_that_fails_does_not_stop_the_others() -> None:
         for one in {*found, *expected} - named:
             assert found.get(one) == expected.get(one), (number, named, one)
     assert len(failed) == 10
+
+
+STATES = ("started", "restarted", "stopped", "frozen", "absent")
+
+
+def in_error(flavor: str) -> Store:
+    store = Store(flavor)
+    items = [{"name": state, "image": IMAGE} for state in STATES]
+    assert convergence.run(MemoryDriver(store), items).ok
+    for raw in store.instances.values():
+        raw["status"] = "Error"
+    return store
+
+
+@pytest.mark.parametrize("flavor", ["lxd", "incus"])
+def test_from_error_to_every_state(flavor: str) -> None:
+    """A server changes no state of what it cannot ask: that is told. It deletes it."""
+    store = in_error(flavor)
+    outcome = convergence.run(
+        MemoryDriver(store), [{"name": state, "image": IMAGE, "state": state} for state in STATES]
+    )
+    told = dict(failure.split(": ", 1) for failure in outcome.failures)
+    assert set(told) == {f"default/{state}" for state in STATES[:-1]}
+    for text in told.values():
+        assert text.startswith("its status is Error, and the server does not stop it (The instance is already stopped)")
+    assert ("default", "absent") not in store.instances
+    assert outcome.report is not None
+    assert "processes of it may be left on the host" in "".join(outcome.report.warnings)
+
+
+@pytest.mark.parametrize("flavor", ["lxd", "incus"])
+def test_what_a_busy_server_could_not_ask_is_not_ended_for_that(flavor: str) -> None:
+    store = in_error(flavor)
+    started = store.find("default", "started")["last_used_at"]
+
+    def meanwhile(_number: int) -> None:
+        if driver.requests and driver.requests[-1] == ("GET", "/1.0/instances"):
+            for raw in store.instances.values():
+                raw["status"] = raw["status"].replace("Error", "Running")
+
+    items = [{"name": state, "image": IMAGE, "state": state} for state in STATES]
+    driver = MemoryDriver(store, meanwhile=meanwhile)
+    outcome = convergence.run(driver, items)
+    assert outcome.ok, outcome.failures
+    expected = dict(zip(STATES, ("Running", "Running", "Stopped", "Frozen")))
+    assert {raw["name"]: raw["status"] for raw in store.instances.values()} == expected
+    assert store.find("default", "started")["last_used_at"] == started
+    assert store.find("default", "restarted")["last_used_at"] > started

@@ -49,7 +49,9 @@ def is_busy(error: MageError) -> bool:
 
 
 def is_raced(error: MageError) -> bool:
-    """Whether it is worth to read and plan again."""
-    if isinstance(error, PreconditionFailed) or is_away(error) or is_busy(error):
+    """Whether it is worth to read and plan again. A write that was 412 three times is not: it has been."""
+    if isinstance(error, PreconditionFailed):
+        return False
+    if is_away(error) or is_busy(error):
         return True
     return isinstance(error, ServerError) and any(text in error.message for text in _RACED)

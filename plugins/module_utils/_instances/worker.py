@@ -12,7 +12,7 @@ import dataclasses
 import typing as t
 
 from .. import _packages
-from .._errors import CommandFailed, NotFound, OperationForgotten, PreconditionFailed, ServerError
+from .._errors import CommandFailed, MageError, NotFound, OperationForgotten, PreconditionFailed, ServerError
 from .._server import install, operations
 from .._server.driver import Driver, Response, api
 from .._server.snapshot import Instance
@@ -57,7 +57,7 @@ class Worker:
             "start": self._start,
             "restart": self._restart,
             "stop": self._stop,
-            "kill": lambda: self._state("stop", force=True),
+            "kill": self._kill,
             "freeze": lambda: self._state("freeze"),
             "unfreeze": lambda: self._state("unfreeze"),
             "delete": self._delete,
@@ -92,10 +92,18 @@ class Worker:
         try:
             existing, _response = self._get()
             if existing.status != "Stopped":
-                self._state("stop", force=True)
+                self._end()
             self._run("DELETE", self.path)
         except NotFound:
             return
+
+    def _end(self) -> None:
+        """By force. What a server cannot even ask it deletes as it is."""
+        try:
+            self._state("stop", force=True)
+        except _Unheard:
+            told = "its status was Error, in which a server ends nothing: processes of it may be left on the host"
+            self.warnings.append(f"{self.spec.label}: {told}")
 
     def _update(self) -> None:
         """Write what is missing onto a fresh read; where somebody else wrote meanwhile, read and plan again."""
@@ -145,12 +153,24 @@ class Worker:
         before = self._get()[0] if action == "restart" else None
         try:
             self._run("PUT", self.path + "/state", {"action": action, "timeout": self.timeout, **options})
-        except (ServerError, OperationForgotten):
+        except (ServerError, OperationForgotten) as error:
             # Somebody else may have been faster, or the server may have done it before it forgot.
             now = self._get()[0]
+            if like(now.status) == "Error":
+                raise _Unheard(action, error) from error
             restarted = before is None or (before.last_used != now.last_used)
             if like(now.status) != ENDS_IN[action] or not restarted:
                 raise
+
+    def _kill(self) -> None:
+        """End what is in Error. One whose server was but too busy to ask it is not ended for that."""
+        status = like(self._get()[0].status)
+        if status == "Error":
+            self._state("stop", force=True)
+        elif status != "Stopped" and self.spec.state == "restarted":
+            self._gently("restart", "restart")
+        elif status != "Stopped" and self.spec.state == "stopped":
+            self._stop()
 
     def _start(self) -> None:
         existing, _response = self._get()
@@ -228,6 +248,17 @@ class Worker:
         if state != "usable":
             raise CommandFailed(python.PROBE[:1], 1, python.TOLD[state])
         self._note(python=True)
+
+
+class _Unheard(MageError):
+    """A server cannot ask an instance, so it does not change its state."""
+
+    def __init__(self, action: str, error: MageError) -> None:
+        message = str(getattr(error, "message", error)).rstrip(".")
+        super().__init__(
+            f"its status is Error, and the server does not {action} it ({message}): end the process that watches over "
+            "it on the host ([lxc monitor], or qemu), or restart the host"
+        )
 
 
 def _patch(target: Update) -> dict[str, t.Any]:
