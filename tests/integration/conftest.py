@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import time
 import typing as t
 from pathlib import Path
 
@@ -105,7 +106,15 @@ def bridge(engine: engine_module.Engine) -> t.Iterator[t.Callable[..., str]]:
 
     def make(*config: str) -> str:
         name = f"{server.own_bridge_name()}{len(made)}"
-        engine.server.run("network", "create", name, *config)
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                engine.server.run("network", "create", name, *config)
+                break
+            except RuntimeError as error:
+                # Incus looks at every interface of the machine, and some are just going.
+                if "does not exist" not in str(error) or time.monotonic() > deadline:
+                    raise
         made.append(name)
         return name
 

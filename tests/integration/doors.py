@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import functools
@@ -45,10 +46,9 @@ class Server:
 
     def delete(self, prefix: str) -> None:
         """Delete the instances of the default project whose names start with prefix, running or not."""
-        for path in self.query("/1.0/instances"):
-            name = path.rpartition("/")[2].partition("?")[0]
-            if name.startswith(prefix):
-                self._delete_one(name)
+        names = [path.rpartition("/")[2].partition("?")[0] for path in self.query("/1.0/instances")]
+        with concurrent.futures.ThreadPoolExecutor(max_workers=4) as pool:
+            list(pool.map(self._delete_one, [name for name in names if name.startswith(prefix)]))
 
     def _delete_one(self, name: str) -> None:
         """A container that is just dying is busy; it can be deleted moments later."""

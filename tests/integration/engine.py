@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 import typing as t
 
 from ansible_collections.mage.lxd.plugins.module_utils._context import Context, Report
@@ -21,15 +22,23 @@ Raw = dict[str, t.Any]
 
 
 class MeddlingDriver(RestDriver):
-    """A driver before whose requests somebody else may do something: ``meddle(method, path)``."""
+    """A driver before whose requests somebody else may do something: ``meddle(method, path)``. ``busiest`` is how many
+    were under way at once."""
 
     def __init__(self, options: ServerOptions) -> None:
         super().__init__(options)
         self.meddle: t.Callable[[str, str], None] = lambda method, path: None
+        self.under_way: list[str] = []
+        self.busiest = 0
 
     def request(self, method: str, path: str, *args: t.Any, **kwargs: t.Any) -> t.Any:
         self.meddle(method, path)
-        return super().request(method, path, *args, **kwargs)
+        self.under_way.append(path)
+        self.busiest = max(self.busiest, len(self.under_way))
+        try:
+            return super().request(method, path, *args, **kwargs)
+        finally:
+            self.under_way.remove(path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +49,7 @@ class Done:
     report: t.Optional[Report]
     values: list[Raw]
     requests: list[tuple[str, str]]
+    busiest: int
 
     @property
     def changed(self) -> bool:
@@ -91,7 +101,7 @@ class Engine:
             values = apply.result(desired, observed, planned, report)["instances"]
         finally:
             context.close()
-        return Done(planned, report, values, driver.requests)
+        return Done(planned, report, values, driver.requests, driver.busiest)
 
     def good(self, *items: Raw, **more: t.Any) -> Done:
         done = self.run(*items, **more)
@@ -109,6 +119,15 @@ class Engine:
         path = f"/1.0/instances/{self.name(suffix)}"
         kept = {"description": self.get(suffix)["description"]}
         self.server.run("query", "--wait", "-X", "PATCH", path, "-d", json.dumps({**kept, **body}))
+
+    def has_address(self, suffix: str, address: str) -> bool:
+        """Whether eth0 has it, in a moment: a client that is busy may lose what a command prints."""
+        deadline = time.monotonic() + 10
+        while f" {address}/" not in self.execute(suffix, "ip", "addr", "show", "eth0"):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.2)
+        return True
 
     def execute(self, suffix: str, *argv: str) -> str:
         return self.server.run("exec", self.name(suffix), "--", *argv)

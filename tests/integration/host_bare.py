@@ -24,8 +24,9 @@ mount --rbind /sys/fs/cgroup /mnt
 mount -t sysfs sysfs /sys
 mount --rbind /mnt /sys/fs/cgroup
 ip link set lo up
-for folder in /var/lib/lxd /var/log/lxd /var/lib/lxcfs /var/cache/lxd /etc/sysctl.d /run; do
-    mount -t tmpfs -o mode=755 tmpfs $folder
+for folder in /var/lib/lxd /var/log/lxd /var/lib/lxcfs /var/cache/lxd /etc/sysctl.d /run \
+    /var/lib/incus /var/log/incus /var/cache/incus; do
+    [ ! -d $folder ] || mount -t tmpfs -o mode=755 tmpfs $folder
 done
 touch /run/ready
 while :; do sleep 1; done

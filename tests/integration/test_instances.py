@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import json
 import re
 import socket
@@ -139,38 +138,6 @@ def test_check_then_apply_then_apply(
     assert "volatile" not in diff
 
 
-def test_states_and_removal(run_playbook: Run, unique_name: Unique, lxd_query: Query) -> None:
-    name = unique_name("s")
-
-    def status() -> str:
-        return str({one["name"]: one["status"] for one in lxd_query("/1.0/instances?recursion=1")}.get(name))
-
-    for state, expected in (("stopped", "Stopped"), ("started", "Running"), ("stopped", "Stopped"), ("absent", "None")):
-        assert result(apply(run_playbook, item(name, state=state)))["changed"] is True
-        assert status() == expected
-        assert result(apply(run_playbook, item(name, state=state)))["changed"] is False
-
-
-def test_what_is_dropped_goes_and_what_others_set_stays(
-    run_playbook: Run, unique_name: Unique, lxd_query: Query
-) -> None:
-    name = unique_name("d")
-    full = item(name, config={"limits.cpu": 1, "user.ours": "x"}, nat=[{"extport": 39002}], description="ours")
-    result(apply(run_playbook, full))
-    theirs = {"description": "ours", "config": {"user.theirs": "1", "limits.cpu": "2"}}
-    theirs["devices"] = {"none": {"type": "none"}}
-    lxd_query(f"/1.0/instances/{name}", "PATCH", theirs)
-    dropped = apply(run_playbook, item(name))
-    assert result(dropped)["changed"] is True
-    now = lxd_query(f"/1.0/instances/{name}")
-    kept = {key: value for key, value in now["config"].items() if not key.startswith(("volatile.", "image."))}
-    assert kept.pop("user.mage.managed")
-    assert kept == {"user.theirs": "1", "limits.cpu": "2"}
-    assert now["devices"] == {"none": {"type": "none"}}
-    assert now["description"] == "ours"
-    assert result(apply(run_playbook, item(name)))["changed"] is False
-
-
 def test_one_fails_and_the_others_go_on(run_playbook: Run, unique_name: Unique, lxd_query: Query) -> None:
     good, bad = unique_name("good"), unique_name("bad")
     items = [item(bad, devices={"d": {"type": "disk", "source": "/nowhere/at/all", "path": "/d"}}), item(good)]
@@ -185,19 +152,6 @@ def test_one_fails_and_the_others_go_on(run_playbook: Run, unique_name: Unique, 
     items[0].pop("devices")
     again = by_name(apply(run_playbook, *items))
     assert (again[good]["changed"], again[bad]["changed"]) == (False, True)
-
-
-def test_a_description_outlives_other_changes(run_playbook: Run, unique_name: Unique, lxd_query: Query) -> None:
-    name = unique_name("e")
-    result(apply(run_playbook, item(name, state="stopped", description="ours")))
-    assert result(apply(run_playbook, item(name, state="stopped", config={"user.x": "1"})))["changed"] is True
-    assert lxd_query(f"/1.0/instances/{name}")["description"] == "ours"
-
-
-def test_a_death_right_after_the_start_is_told(run_playbook: Run, unique_name: Unique) -> None:
-    name = unique_name("dies")
-    message = apply(run_playbook, item(name, config={"raw.lxc": "lxc.init.cmd = /bin/false"})).failed()
-    assert f"default/{name}: started, and was Stopped right after" in message
 
 
 def test_every_mistake_is_told_and_nothing_is_done(run_playbook: Run, unique_name: Unique, lxd_query: Query) -> None:
@@ -243,30 +197,6 @@ def test_a_copy_publishes_nothing_and_is_named(run_playbook: Run, unique_name: U
     ).succeeded()
     groups = {one["name"]: one["groups"] for one in info.result("Read")["instances"]}
     assert "lxd_containers" not in groups[copy]
-
-
-def test_two_runs_at_once(bridge: dict[str, t.Any], run_playbook: Run, unique_name: Unique, lxd_query: Query) -> None:
-    """Both pick the lowest free addresses, and both create what is in both lists. The next run settles what one has
-    moved under the other: every instance has the address that it is pinned to."""
-
-    def listed(letter: str, port: int, count: int) -> list[dict[str, t.Any]]:
-        return [item(unique_name(f"{letter}{n}"), **bridge, nat=[{"extport": port + n}]) for n in range(count)]
-
-    both = listed("o", 39100, 3)
-    lists = [[*both, *listed("x", 39110, 4)], [*both, *listed("y", 39120, 4)]]
-    with concurrent.futures.ThreadPoolExecutor(max_workers=2) as pool:
-        for done in list(pool.map(lambda items: apply(run_playbook, *items), lists)):
-            assert result(done)["changed"] is True
-    for items in lists:
-        result(apply(run_playbook, *items))
-    names = [one["name"] for items in lists for one in items]
-    pins = {name: lxd_query(f"/1.0/instances/{name}")["devices"]["eth0"]["ipv4.address"] for name in names}
-    assert len(set(pins.values())) == len(pins) == 11
-    for name, pin in pins.items():
-        network = lxd_query(f"/1.0/instances/{name}/state")["network"]["eth0"]
-        assert [one["address"] for one in network["addresses"] if one["family"] == "inet"] == [pin]
-    for items in lists:
-        assert result(apply(run_playbook, *items))["changed"] is False
 
 
 def test_secrets_are_in_no_output(run_playbook: Run, unique_name: Unique) -> None:
