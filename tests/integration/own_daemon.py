@@ -92,6 +92,10 @@ def _forget_cgroups() -> None:
     ours = server.own_prefix().partition("-")[0]
     for group in Path("/sys/fs/cgroup").glob("**/lxc.*.*"):
         if group.name.startswith((f"lxc.payload.{ours}-", f"lxc.monitor.{ours}-")):
+            # What is frozen cannot even die.
+            for name, word in (("freezer.state", "THAWED"), ("cgroup.freeze", "0")):
+                if (group / name).exists():
+                    (group / name).write_text(word, encoding="ascii")
             for folder, _folders, _files in os.walk(group, topdown=False):
                 _remove(folder)
 
