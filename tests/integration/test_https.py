@@ -10,6 +10,7 @@ import dataclasses
 import os
 import socket
 import subprocess
+import sys
 import threading
 import time
 import typing as t
@@ -33,6 +34,7 @@ from ansible_collections.mage.lxd.tests.integration.doors import (
     Driver,
     Server,
 )
+from ansible_collections.mage.lxd.tests.integration.playbook import BIN, ROOT, ansible_environment
 
 BOTH = pytest.mark.parametrize("make", DRIVERS.values(), ids=DRIVERS)
 CLIENT = ("client_cert", "client_key")
@@ -176,6 +178,51 @@ def test_certificates_that_are_wrong(make: t.Callable[[options.ServerOptions], D
             assert words in refusal(make, options.ServerOptions(**{**right, changed: value}))
 
 
+# In a mount namespace, where the machine trusts this authority alone.
+TRUSTING = 'mount --bind "$1" /etc/ssl/certs && shift && exec "$@"'
+ASK = """
+import sys
+from ansible_collections.mage.lxd.plugins.module_utils import _errors
+from ansible_collections.mage.lxd.plugins.module_utils._server import options
+from ansible_collections.mage.lxd.tests.integration.doors import DRIVERS
+for make in DRIVERS.values():
+    for host in ("127.0.0.1", "localhost"):
+        certificates = {"client_cert": sys.argv[2], "client_key": sys.argv[3]}
+        way = options.parse({"endpoint": f"https://{host}:{sys.argv[1]}", **certificates})
+        try:
+            driver = make(way)
+            print(driver.request("GET", "/1.0").metadata["auth"])
+            driver.close()
+        except _errors.MageError as e:
+            print(e)
+"""
+
+
+def test_the_machines_own_authorities_vouch_for_a_server(tmp_path: Path) -> None:
+    """By its name: then nothing has to be pinned."""
+    authority, own = tls.make_authority(tmp_path)
+    trusted = tmp_path / "trusted"
+    trusted.mkdir()
+    (trusted / "authority.pem").write_bytes(Path(authority).read_bytes())
+    server.run("openssl", "rehash", str(trusted))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / ".tree"), "REQUESTS_CA_BUNDLE": "/dev/null"}
+    with tls.tls_door(tmp_path, LXD_SOCKET, own) as door:
+        argv = [sys.executable, "-c", ASK, door.endpoint.rpartition(":")[2], door.client_cert, door.client_key]
+        said = {
+            name: subprocess.run([*before, *argv], env=environment, capture_output=True, text=True, check=True).stdout
+            for name, before in (
+                ("trusting", ["unshare", "--mount", "sh", "-c", TRUSTING, "sh", str(trusted)]),
+                ("strange", []),
+            )
+        }
+    right, wrong = said["trusting"].splitlines()[::2], said["trusting"].splitlines()[1::2]
+    assert right == ["trusted"] * len(DRIVERS)
+    for message in wrong:
+        assert "its certificate is not trusted: Hostname mismatch, certificate is not valid for 'localhost'" in message
+    for message in said["strange"].splitlines():
+        assert "its certificate is not trusted: unable to get local issuer certificate; name it in server_" in message
+
+
 def test_the_environment_changes_nothing(remote: Remote, run_playbook: t.Any, tmp_path: Path) -> None:
     """Certificate bundles and proxies are for others: a module's pylxd would take the first, and ask the second."""
     other, _key = tls.make_certificate(tmp_path, "other")
@@ -212,6 +259,48 @@ def test_what_tls_says_of_itself_holds_nothing_up(doors: Doors) -> None:
         client.settimeout(20)
         client.sendall(b"GET /1.0 HTTP/1.1\r\nHost: x\r\n\r\n")
         assert client.recv(12) == b"HTTP/1.1 200"
+
+
+PROVISION = """
+- hosts: localhost
+  gather_facts: false
+  roles:
+    - role: mage.lxd.lxd_provisioning
+- hosts: lxd_containers
+  gather_facts: false
+  tasks:
+    - name: Ask who it is
+      ansible.builtin.raw: hostname
+      changed_when: false
+"""
+
+
+@pytest.mark.parametrize("remote", [LXD], indirect=True, ids=["lxd"])
+def test_a_role_hands_on_how_the_server_is_reached(remote: Remote, run_playbook: t.Any, tmp_path: Path) -> None:
+    """To the containers of this run, and to the inventory file that it keeps."""
+    name, listed = server.own_prefix(), tmp_path / "listed.ini"
+    token = listener.make_token(remote.host.run)
+    wanted = {
+        "lxd_provisioning_inventory": [{"name": name, "image": remote.host.image}],
+        "lxd_provisioning_python": False,
+        "lxd_provisioning_hosts_file": "",
+        "lxd_provisioning_endpoint": remote.endpoint,
+        "lxd_provisioning_client_cert": remote.pair[0],
+        "lxd_provisioning_client_key": remote.pair[1],
+        "lxd_provisioning_trust_token": token,
+        "lxd_provisioning_static_inventory": str(listed),
+    }
+    try:
+        run = run_playbook(PROVISION, extra_vars=wanted, arguments=["-v"]).succeeded()
+        assert run.result("Ask who it is", name)["stdout"].strip() == name
+        argv = [str(BIN / "ansible"), name, "-i", str(listed), "-m", "ansible.builtin.raw", "-a", "hostname"]
+        done = subprocess.run(argv, env=ansible_environment(), capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert f"ansible_lxd_server_fingerprint={remote.pin()}" in listed.read_text(encoding="utf-8")
+        assert token not in run.output + listed.read_text(encoding="utf-8")
+    finally:
+        remote.host.delete(name)
+        listener.forget(remote.host.run, remote.pair[0])
 
 
 # Remotes of the client programs

@@ -47,10 +47,22 @@ def make_certificate(folder: Path, name: str) -> tuple[str, str]:
     return cert, key
 
 
+def make_authority(folder: Path) -> tuple[str, tuple[str, str]]:
+    """A certificate authority, and what it signed for 127.0.0.1 alone: the certificate and its key."""
+    authority, authority_key = make_certificate(folder, "authority")
+    cert, key, request = (str(folder / f"signed.{kind}") for kind in ("crt", "key", "csr"))
+    kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    names = ["-subj", "/CN=signed", "-addext", "subjectAltName=IP:127.0.0.1"]
+    server.run("openssl", "req", *kind, *names, "-keyout", key, "-out", request)
+    signer = ["-CA", authority, "-CAkey", authority_key, "-CAcreateserial", "-copy_extensions", "copy"]
+    server.run("openssl", "x509", "-req", "-in", request, *signer, "-days", "2", "-out", cert)
+    return authority, (cert, key)
+
+
 @contextlib.contextmanager
-def tls_door(folder: Path, socket_path: str) -> t.Iterator[Door]:
-    """Listen on a free port of the loopback."""
-    cert, key = make_certificate(folder, "server")
+def tls_door(folder: Path, socket_path: str, own: tuple[str, str] | None = None) -> t.Iterator[Door]:
+    """Listen on a free port of the loopback. ``own`` are its certificate and key."""
+    cert, key = own or make_certificate(folder, "server")
     client_cert, client_key = make_certificate(folder, "client")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(cert, key)
