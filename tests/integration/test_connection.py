@@ -251,6 +251,7 @@ def unreachable(box: str) -> dict[str, str]:
     server.run("lxc", "launch", BUSYBOX, f"{box}-ice")
     server.run("lxc", "pause", f"{box}-ice")
     local = "unix:///var/lib/lxd/unix.socket"
+    inside = f"Cannot reach the server at {local} via mt-none: there is no instance mt-none on {local}"
     return {
         f"{box}-off": f"default/{box}-off: instance is not running",
         f"{box}-ice": f"default/{box}-ice: instance is frozen",
@@ -266,9 +267,8 @@ def unreachable(box: str) -> dict[str, str]:
             "default/nowhere: Cannot reach the server at unix:///nope: "
             "there is no such socket: LXD or Incus is not installed or was never started"
         ),
-        "inner ansible_lxd_via=mt-none": (
-            f"default/inner: Cannot reach the server at {local} via mt-none: there is no instance mt-none on {local}"
-        ),
+        "inner ansible_lxd_via=mt-none": f"default/inner: {inside}",
+        "inner_cli ansible_lxd_via=mt-none ansible_lxd_driver=cli": f"default/inner_cli: {inside}",
         "odd ansible_lxd_endpoint=ftp://x": (
             'default/odd: endpoint: "ftp://x": must be unix:///path, https://host:8443, ssh://user@host, '
             "lxc:REMOTE or incus:REMOTE, or left out for the local server"
