@@ -16,6 +16,7 @@ from ansible_collections.mage.lxd.plugins.module_utils._server import lifecycle,
 from ansible_collections.mage.lxd.plugins.module_utils._server.driver import api
 from ansible_collections.mage.lxd.tests.integration import server, table
 from ansible_collections.mage.lxd.tests.integration.doors import DOORS, Doors, Driver, Server
+from ansible_collections.mage.lxd.tests.integration.playbook import ROOT
 
 # Its PID 1 does not know this signal: it cannot be asked to stop.
 DEAF = {"raw.lxc": "lxc.signal.halt = SIGUSR2"}
@@ -99,12 +100,16 @@ def life(driver: Driver, host: Server, name: str, folder: Path, done: t.Callable
     done("delete")
 
 
+COMPARED = "test_the_table_in_the_documentation_is_what_came_out"
+
+
 @pytest.fixture(scope="module")
 def lives(
     request: pytest.FixtureRequest, doors: Doors, tmp_path_factory: pytest.TempPathFactory
 ) -> t.Iterator[dict[str, concurrent.futures.Future[None]]]:
     """All lives that are wanted, four at a time: most of a life is waiting."""
-    wanted = [door for door in DOORS if any(item.name.endswith(f"[{door}]") for item in request.session.items)]
+    names = {item.name for item in request.session.items}
+    wanted = [door for door in DOORS if {f"test_a_life_through_a_door[{door}]", COMPARED} & names]
     # Ways are opened one after another.
     hosts = {door: doors.way(DOORS[door][1])[0] for door in wanted}
     folder = tmp_path_factory.mktemp("lives")
@@ -126,3 +131,8 @@ def lives(
 @pytest.mark.parametrize("door", DOORS)
 def test_a_life_through_a_door(door: str, lives: dict[str, concurrent.futures.Future[None]]) -> None:
     lives[door].result()
+
+
+def test_the_table_in_the_documentation_is_what_came_out(lives: dict[str, concurrent.futures.Future[None]]) -> None:
+    concurrent.futures.wait(lives.values())
+    assert "\n".join(table.lines()) in (ROOT / "docs" / "servers.md").read_text(encoding="utf-8")

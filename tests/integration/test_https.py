@@ -205,16 +205,18 @@ def test_the_machines_own_authorities_vouch_for_a_server(tmp_path: Path) -> None
     trusted.mkdir()
     (trusted / "authority.pem").write_bytes(Path(authority).read_bytes())
     server.run("openssl", "rehash", str(trusted))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / ".tree"), "REQUESTS_CA_BUNDLE": "/dev/null"}
+    other = {"REQUESTS_CA_BUNDLE": authority, "SSL_CERT_FILE": authority, "SSL_CERT_DIR": str(trusted)}
+    said = {}
     with tls.tls_door(tmp_path, LXD_SOCKET, own) as door:
         argv = [sys.executable, "-c", ASK, door.endpoint.rpartition(":")[2], door.client_cert, door.client_key]
-        said = {
-            name: subprocess.run([*before, *argv], env=environment, capture_output=True, text=True, check=True).stdout
-            for name, before in (
-                ("trusting", ["unshare", "--mount", "sh", "-c", TRUSTING, "sh", str(trusted)]),
-                ("strange", []),
-            )
-        }
+        for name, before, more in (
+            ("trusting", ["unshare", "--mount", "sh", "-c", TRUSTING, "sh", str(trusted)], {}),
+            # The environment has no say in it.
+            ("strange", [], other),
+        ):
+            environment = {**os.environ, "PYTHONPATH": str(ROOT / ".tree"), **more}
+            done = subprocess.run([*before, *argv], env=environment, capture_output=True, text=True, check=True)
+            said[name] = done.stdout
     right, wrong = said["trusting"].splitlines()[::2], said["trusting"].splitlines()[1::2]
     assert right == ["trusted"] * len(DRIVERS)
     for message in wrong:

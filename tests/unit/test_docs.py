@@ -149,6 +149,21 @@ def test_a_page_names_variables_that_the_roles_have(path: Path) -> None:
     assert sorted(named - known) == []
 
 
+def test_every_difference_of_the_client_programs_names_the_test_that_shows_it() -> None:
+    text = (ROOT / "docs" / "servers.md").read_text(encoding="utf-8").split("## What `driver: cli` does otherwise")[1]
+    rows = re.findall(r"^\| .* \| `(\w+)` \|$", text, re.MULTILINE)
+    file = ROOT / "tests" / "integration" / "test_cli_differences.py"
+    tests = re.findall(r"^def (test_\w+)", file.read_text(encoding="utf-8"), re.MULTILINE)
+    # What is no difference is shown there, too.
+    assert sorted([*rows, "test_an_image_comes_from_a_file"]) == sorted(tests)
+
+
+def test_every_option_of_a_server_is_explained() -> None:
+    text = (ROOT / "docs" / "servers.md").read_text(encoding="utf-8").split("## The options")[1].split("\n## ")[0]
+    first = " ".join(line.split("|")[1] for line in text.splitlines() if "|" in line)
+    assert set(re.findall(r"`(\w+)`", first)) == set(options.NAMES)
+
+
 def test_no_check_is_switched_off() -> None:
     assert list((ROOT / "tests" / "sanity").glob("ignore-*.txt")) == []
     lint = yaml.safe_load((ROOT / ".ansible-lint").read_text(encoding="utf-8"))

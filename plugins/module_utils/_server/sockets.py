@@ -191,7 +191,12 @@ def tls_context(options: ServerOptions) -> ssl.SSLContext:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     else:
-        context = ssl.create_default_context()
+        # The machine's authorities, whatever SSL_CERT_FILE and SSL_CERT_DIR say.
+        known = ssl.get_default_verify_paths()
+        files, folders = (
+            path if os.path.exists(path) else None for path in (known.openssl_cafile, known.openssl_capath)
+        )
+        context = ssl.create_default_context(cafile=files, capath=folders)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if options.client_cert:
         _load_pair(context, options)
