@@ -262,5 +262,4 @@ def _changes(planned: Plan) -> list[InstanceChange]:
 
 
 def _spec(change: InstanceChange) -> InstanceSpec:
-    assert change.spec is not None
-    return change.spec
+    return t.cast(InstanceSpec, change.spec)

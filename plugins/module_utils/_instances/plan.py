@@ -191,8 +191,9 @@ class _Planner:
             item,
             tuple(steps),
             pinned,
-            notes=notes,
-            waits=self._left_waiting(existing, effects, steps),
+            {},
+            notes,
+            self._left_waiting(existing, effects, steps),
         )
 
     def _notes(
