@@ -27,6 +27,34 @@ options:
     description: All projects instead of O(project).
     type: bool
     default: false
+  filters:
+    description:
+      - Which instances the answer has. All that is said here must hold; of several words for one thing, one.
+      - The words are those of the inventory plugin P(mage.lxd.lxd#inventory).
+    type: dict
+    suboptions:
+      status:
+        description: V(Running), V(Stopped), V(Frozen) or V(Error), in any case.
+        type: list
+        elements: str
+      type:
+        description: V(container) or V(virtual-machine).
+        type: list
+        elements: str
+      name:
+        description:
+          - Patterns for the instance's name, such as V(web-*). After V(~), a regular expression that fits from the
+            beginning, such as V(~web-[0-9]+$).
+        type: list
+        elements: str
+      profile:
+        description: Patterns, as for O(filters.name). One of the instance's profiles must fit.
+        type: list
+        elements: str
+      project:
+        description: Patterns, as for O(filters.name). They need O(all_projects).
+        type: list
+        elements: str
   declared:
     description:
       - What M(mage.lxd.instances) returned as RV(mage.lxd.instances#module:instances).
@@ -54,6 +82,12 @@ EXAMPLES = r"""
   mage.lxd.instances_info:
     all_projects: true
   register: found
+
+- name: Read the web servers that run
+  mage.lxd.instances_info:
+    filters:
+      name: web-*
+      status: running
 
 - name: Tell the address of one of them
   ansible.builtin.debug:

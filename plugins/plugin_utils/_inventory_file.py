@@ -15,7 +15,8 @@ import typing as t
 
 import jinja2
 
-from ansible_collections.mage.lxd.plugins.module_utils import _errors
+from ansible_collections.mage.lxd.plugins.module_utils import _errors, _filters
+from ansible_collections.mage.lxd.plugins.module_utils._filters import Filters, texts
 from ansible_collections.mage.lxd.plugins.module_utils._host_variables import CONNECTION, SSH, Prefer, Shape
 from ansible_collections.mage.lxd.plugins.module_utils._server import options
 from ansible_collections.mage.lxd.plugins.module_utils._values import (
@@ -27,12 +28,9 @@ from ansible_collections.mage.lxd.plugins.module_utils._values import (
     sequence,
     show,
 )
-from ansible_collections.mage.lxd.plugins.plugin_utils._filters import Filters, patterns
 
 NEEDS = ("addresses", "state", "snapshots")
 ON_UNREACHABLE = ("fail", "warn")
-STATUSES = ("running", "stopped", "frozen", "error", "starting", "stopping", "freezing", "ready")
-TYPES = ("container", "virtual-machine")
 # What stands beside the options of a server, for one server or for each of many.
 OF_A_SERVER = ("name", "projects", "on_unreachable", *options.NAMES)
 # What names one server cannot hold for all of them.
@@ -86,10 +84,10 @@ def parse(
             hint = nearest(str(key), known) or "; known are " + ", ".join(sorted(known))
             problems.add_text(f"{key}: unknown key{hint}")
     expressions = _expressions(raw, problems)
-    hostnames = _texts(raw.get("hostnames"), "hostnames", problems)
+    hostnames = texts(raw.get("hostnames"), "hostnames", problems)
     for index, text in enumerate(hostnames):
         _check_expression(text, f"hostnames[{index}]", problems)
-    filters = _filters(raw.get("filters"), problems)
+    filters = _parse_filters(raw.get("filters"), problems)
     settings = Settings(
         servers=_servers(raw, environment, absolute, problems),
         filters=filters,
@@ -99,7 +97,7 @@ def parse(
             _prefer(raw.get("prefer"), problems),
         ),
         needs=_needs(raw, [*expressions, *hostnames, *filters.expressions], problems),
-        restricted_projects=frozenset(_texts(raw.get("restricted_projects"), "restricted_projects", problems)),
+        restricted_projects=frozenset(texts(raw.get("restricted_projects"), "restricted_projects", problems)),
     )
     problems.raise_if_any()
     return settings
@@ -156,7 +154,7 @@ def _server(
     )
     on_unreachable = choice(raw.get("on_unreachable", "fail"), f"{path}on_unreachable", ON_UNREACHABLE, problems)
     key = "projects" if raw.get("project") is None else "project"
-    projects = _texts(raw.get("projects"), f"{path}projects", problems)
+    projects = texts(raw.get("projects"), f"{path}projects", problems)
     if key == "project":
         if projects:
             problems.add_text(f"{path}project: cannot stand beside projects: name it there")
@@ -188,37 +186,15 @@ def default_name(endpoint: str, via: t.Sequence[str]) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]", "-", ".".join((host, *via))).lstrip("-._") or "local"
 
 
-def _texts(raw: t.Any, path: str, problems: Problems) -> list[str]:
-    """One text, or a list of them."""
-    if raw is None or isinstance(raw, str):
-        return [raw] if raw else []
-    found = sequence(raw, path, problems)
-    for index, one in enumerate(found):
-        if not isinstance(one, str) or not one:
-            problems.add(f"{path}[{index}]", one, "must be text")
-    return [str(one) for one in found]
-
-
-def _filters(raw: t.Any, problems: Problems) -> Filters:
-    known = ("status", "type", "name", "profile", "project", "expression")
-    found = mapping(raw, "filters", known, problems) if raw is not None else {}
+def _parse_filters(raw: t.Any, problems: Problems) -> Filters:
+    found = mapping(raw, "filters", (*_filters.WORDS, "expression"), problems) if raw is not None else {}
     if not found:
         return Filters()
-    words = {key: _texts(found.get(key), f"filters.{key}", problems) for key in known}
-    for key, allowed in (("status", STATUSES), ("type", TYPES)):
-        for word in words[key]:
-            if word.lower() not in allowed:
-                problems.add(f"filters.{key}", word, "must be one of " + ", ".join(allowed) + nearest(word, allowed))
-    for text in words["expression"]:
+    filters = _filters.parse(found, "filters", problems)
+    expressions = tuple(texts(found.get("expression"), "filters.expression", problems))
+    for text in expressions:
         _check_expression(text, "filters.expression", problems)
-    return Filters(
-        status=frozenset(word.lower() for word in words["status"]),
-        types=frozenset(word.lower() for word in words["type"]),
-        names=patterns(words["name"], "filters.name", problems),
-        profiles=patterns(words["profile"], "filters.profile", problems),
-        projects=patterns(words["project"], "filters.project", problems),
-        expressions=tuple(words["expression"]),
-    )
+    return dataclasses.replace(filters, expressions=expressions)
 
 
 def _prefer(raw: t.Any, problems: Problems) -> t.Optional[Prefer]:
@@ -243,7 +219,7 @@ def _prefer(raw: t.Any, problems: Problems) -> t.Optional[Prefer]:
 
 def _needs(raw: t.Mapping[str, t.Any], expressions: t.Sequence[str], problems: Problems) -> frozenset[str]:
     """What has to be read besides the list: what the file asks for, and what its expressions use."""
-    asked = _texts(raw.get("need", ["addresses"]), "need", problems)
+    asked = texts(raw.get("need", ["addresses"]), "need", problems)
     for index, word in enumerate(asked):
         choice(word, f"need[{index}]", NEEDS, problems)
     used = {what for what, pattern in COSTLY.items() if any(pattern.search(text) for text in expressions)}

@@ -11,7 +11,7 @@ import time
 import typing as t
 
 from ansible_collections.mage.lxd.plugins.module_utils._context import Context, Report
-from ansible_collections.mage.lxd.plugins.module_utils._instances import apply, spec
+from ansible_collections.mage.lxd.plugins.module_utils._instances import apply, info, spec
 from ansible_collections.mage.lxd.plugins.module_utils._instances.plan import plan
 from ansible_collections.mage.lxd.plugins.module_utils._plan import Plan
 from ansible_collections.mage.lxd.plugins.module_utils._server.options import ServerOptions
@@ -102,6 +102,18 @@ class Engine:
         finally:
             context.close()
         return Done(planned, report, values, driver.requests, driver.busiest)
+
+    def info(self, **asked: t.Any) -> tuple[dict[str, t.Any], list[tuple[str, str]]]:
+        """What instances_info answers, and the requests that it took."""
+        asked = {"names": None, "all_projects": False, "declared": [], "hosts_policy": {"projects": []}, **asked}
+        query = info.parse({"filters": None, **asked}, "default")
+        driver = MeddlingDriver(self.options)
+        context = Context({}, False, self.options, driver)
+        try:
+            seen = info.observe(query, context)
+        finally:
+            context.close()
+        return info.result(query, seen, info.plan(query, seen, False), None), driver.requests
 
     def good(self, *items: Raw, **more: t.Any) -> Done:
         done = self.run(*items, **more)

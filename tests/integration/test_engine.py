@@ -197,8 +197,30 @@ def test_what_is_waited_for(engine: Engine) -> None:
     }
     for suffix, text in expected.items():
         assert text in told[f"default/{engine.name(suffix)}"], told
+    # What cloud-init and systemd say of themselves, in their own words.
+    says = {
+        "/bin/cloud-init": "status: error\nerrors:\n- ('scripts_user', RuntimeError('Runparts: 1 failures'))",
+        "/bin/systemctl": "starting",
+    }
+    for path, words in says.items():
+        script = f"#!/bin/sh\ncat <<'END'\n{words}\nEND\n"
+        engine.server.run(
+            "exec", engine.name("w"), "--", "sh", "-c", f"cat > {path}; chmod 755 {path}", stdin=script.encode()
+        )
+    (failure,) = engine.run(engine.item("w", wait_for=["cloud-init"])).failures
+    assert "cloud-init failed: - ('scripts_user', RuntimeError('Runparts: 1 failures'))" in failure
+    (failure,) = engine.run(engine.item("w", wait_for=["system"]), timeout=1).failures
+    assert "system: not so after 1 s; last state: systemd: starting" in failure
+    engine.execute(
+        "w",
+        "sh",
+        "-c",
+        "for one in cloud-init systemctl; do sed -i 's/error/done/; s/^starting/degraded/' /bin/$one; done",
+    )
+    done = engine.good(engine.item("w", wait_for=["cloud-init", "system"]))
+    assert done.one["actions"][-1] == "wait"
     engine.execute("w", "sh", "-c", "nc -l -p 4321 >/dev/null 2>&1 & sleep 0.2")
-    assert engine.good(engine.item("w", wait_for=[{"port": 4321}])).one["actions"] == ["wait"]
+    assert engine.good(engine.item("w", wait_for=[{"port": 4321}])).one["actions"][-1] == "wait"
 
 
 def test_a_network_that_gives_no_addresses_is_not_waited_for(engine: Engine, bridge: t.Callable[..., str]) -> None:
@@ -319,3 +341,102 @@ def test_two_runs_at_once(engine: Engine, bridge: t.Callable[..., str]) -> None:
         assert engine.get(name)["config"]["user.of"] == name[0]
     for items in lists:
         assert not engine.good(*items).changed
+
+
+def test_what_one_says_of_its_origin_and_limits(engine: Engine) -> None:
+    """Words that become other words on the server; none of these containers runs."""
+    stopped: dict[str, t.Any] = {"state": "stopped"}
+    fingerprint = next(
+        one["fingerprint"]
+        for one in engine.server.query("/1.0/images?recursion=1")
+        if engine.server.image in [alias["name"] for alias in one["aliases"]]
+    )
+    architecture = engine.server.query("/1.0")["environment"]["architectures"][0]
+    clouded = {"vendor_data": {"packages": ["git"]}, "network_config": "version: 2\n"}
+    items = [
+        {**engine.item("short", **stopped), "image": {"fingerprint": fingerprint[:12]}},
+        {**engine.item("matched", **stopped), "image": {"properties": {"os": "busybox"}}},
+        {**engine.item("long", **stopped), "image": f"{engine.server.image}/{architecture}"},
+        engine.item("sized", **stopped, instance_type="t2.micro", privileged=True, autostart=False, cloud_init=clouded),
+    ]
+    engine.good(*items)
+    for suffix in ("short", "long"):
+        assert engine.get(suffix)["config"]["volatile.base_image"] == fingerprint
+    assert engine.get("matched")["config"]["image.os"] == "busybox"
+    config = engine.get("sized")["config"]
+    expected = {
+        "limits.cpu": "1",
+        "limits.memory": "1024MiB",
+        "security.privileged": "true",
+        "boot.autostart": "false",
+        "cloud-init.vendor-data": '#cloud-config\n{"packages":["git"]}\n',
+        "cloud-init.network-config": "version: 2\n",
+    }
+    assert {key: config[key] for key in expected} == expected
+    engine.server.run("snapshot", *(["create"] if engine.server.name == "incus" else []), engine.name("sized"), "first")
+    engine.patch("sized", {"config": {"user.later": "1"}})
+    copy = {"name": engine.name("again"), "copy_of": f"{engine.name('sized')}/first", **stopped}
+    engine.good(copy)
+    config = engine.get("again")["config"]
+    assert (config["limits.cpu"], "user.later" in config) == ("1", False)
+    assert not engine.good(*items, copy).changed
+
+
+def test_check_mode_writes_nothing_and_shows_the_plan(engine: Engine) -> None:
+    """Sorted, without what the server makes itself, and without secrets; then it comes as planned."""
+    secret = {"environment.TOKEN": "canary", "cloud-init.user-data": "canary", "user.plain": "told"}
+    engine.good(engine.item("changes", state="stopped", config={"user.a": "1"}), engine.item("goes", state="stopped"))
+    items = [
+        engine.item("comes", config=secret, nat=[{"extport": 39304}], wait_for=["address"]),
+        engine.item("changes", state="stopped", config={**secret, "user.a": "2"}),
+        engine.item("goes", state="absent"),
+    ]
+    before = engine.server.query("/1.0/instances?recursion=1")
+    checked = engine.run(*items, check=True)
+    assert [method for method, _path in checked.requests if method != "GET"] == []
+    ours = [one for one in before if one["name"].startswith(engine.prefix)]
+    assert ours == [
+        one for one in engine.server.query("/1.0/instances?recursion=1") if one["name"].startswith(engine.prefix)
+    ]
+    diff = checked.plan.diff()
+    subjects = [part["before_header"].partition(engine.prefix)[2] for part in diff]
+    assert subjects == ["-changes (now)", "-comes (now)", "-goes (now)"]
+    text = str(diff)
+    assert "canary" not in text
+    assert "volatile" not in text
+    assert "told" in text
+    done = engine.good(*items)
+    for planned, value in zip(checked.values, done.values):
+        # What has come true since is in the record.
+        for one in (planned, value):
+            one["keys"].pop("user.mage.managed", None)
+        for key in ("name", "status", "actions", "changed", "keys", "address"):
+            assert planned[key] == value[key], (key, planned, value)
+    assert "canary" not in str(done.values)
+
+
+def test_info_has_the_same_shape_for_any_filter(engine: Engine) -> None:
+    made = engine.good(engine.item("up"), engine.item("down", state="stopped", hostnames=["down.example.org"]))
+    pattern = [f"{engine.prefix}-*"]
+    answer, requests = engine.info(filters={"name": pattern})
+    found = {one["name"].rpartition("-")[2]: one for one in answer["instances"]}
+    assert {method for method, _path in requests} == {"GET"}
+    assert [path for _method, path in requests if path.startswith("/1.0/instances")] == ["/1.0/instances"]
+    for value in made.values:
+        suffix = value["name"].rpartition("-")[2]
+        same = {key: value[key] for key in value if key not in ("actions", "changed", "error", "restart_required")}
+        assert found[suffix] == same
+    assert found["up"]["address"]
+    for filters, expected in (
+        ({"status": ["stopped"]}, {"down"}),
+        ({"status": ["running", "Stopped"], "type": ["container"]}, {"up", "down"}),
+        ({"type": ["virtual-machine"]}, set()),
+        ({"profile": ["default"], "name": [f"~{engine.prefix}-u"]}, {"up"}),
+        ({"project": ["nowhere"]}, set()),
+    ):
+        answer, _requests = engine.info(filters={"name": pattern, **filters}, all_projects=True)
+        assert {one["name"].rpartition("-")[2] for one in answer["instances"]} == expected, filters
+    answer, _requests = engine.info(names=[engine.name("up"), engine.name("nobody")])
+    assert [one["name"] for one in answer["instances"]] == [engine.name("up")]
+    with pytest.raises(InvalidInput, match=r'filters\.status: "runing": must be one of .*did you mean running'):
+        engine.info(filters={"status": ["runing"]})

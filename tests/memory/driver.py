@@ -17,7 +17,7 @@ from ansible_collections.mage.lxd.plugins.module_utils._errors import NotFound, 
 from ansible_collections.mage.lxd.plugins.module_utils._server.driver import Completed, Response, checked
 from ansible_collections.mage.lxd.tests.memory.store import BRIDGE, Raw, Refused, Store
 
-EXTENSIONS = ("instances", "etag", "projects", "network_leases", "container_exec_user_group_cwd")
+EXTENSIONS = ("instances", "etag", "projects", "network_leases", "virtual-machines", "container_exec_user_group_cwd")
 # The numbers that Incus gives to operations that failed; to LXD, each is 400.
 _INCUS = (("already defined on another NIC", 409), ("already stopped", 400))
 

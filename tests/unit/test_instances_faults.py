@@ -187,3 +187,28 @@ def test_what_a_busy_server_could_not_ask_is_not_ended_for_that(flavor: str) -> 
     assert {raw["name"]: raw["status"] for raw in store.instances.values()} == expected
     assert store.find("default", "started")["last_used_at"] == started
     assert store.find("default", "restarted")["last_used_at"] > started
+
+
+@pytest.mark.parametrize("flavor", ["lxd", "incus"])
+def test_virtual_machines_are_planned_like_containers(flavor: str) -> None:
+    """One that runs is stopped for what it would refuse, where that is allowed; else the rest is written."""
+    store = Store(flavor)
+    item: Raw = {"name": "vm", "image": IMAGE, "type": "virtual-machine", "limits": {"memory": "1GiB"}}
+    assert convergence.run(MemoryDriver(store), [item]).ok
+    raw = store.find("default", "vm")
+    assert (raw["type"], raw["status"]) == ("virtual-machine", "Running")
+    held = {**item, "limits": {"memory": "2GiB"}, "config": {"raw.qemu": "-smbios x", "user.a": "1"}}
+    outcome = convergence.run(MemoryDriver(store), [held], restart="never")
+    assert outcome.ok, outcome
+    assert outcome.report is not None
+    (value,) = outcome.report.values["instances"]
+    assert (value["actions"], value["restart_required"]) == (["update"], ["config.raw.qemu"])
+    config = store.find("default", "vm")["config"]
+    assert (config["limits.memory"], config["user.a"], config.get("raw.qemu")) == ("2GiB", "1", None)
+    outcome = convergence.run(MemoryDriver(store), [held])
+    assert outcome.report is not None
+    assert outcome.report.values["instances"][0]["actions"] == ["stop", "update", "start"]
+    assert store.find("default", "vm")["config"]["raw.qemu"] == "-smbios x"
+    assert not convergence.run(MemoryDriver(store), [held]).changed
+    assert convergence.run(MemoryDriver(store), [{"name": "vm", "state": "absent"}]).ok
+    assert not store.instances

@@ -11,17 +11,23 @@ from __future__ import annotations
 import dataclasses
 import typing as t
 
-from .. import _hosts, _inventory
+from .. import _filters, _hosts, _inventory
 from .._context import Context, Report
+from .._filters import Filters
 from .._plan import Plan
 from .._server import snapshot
 from .._server.published import publishers
-from .._server.snapshot import Snapshot
+from .._server.snapshot import Instance, Snapshot
+from .._values import Problems
 from .present import found
 
 ARGUMENTS: dict[str, t.Any] = {
     "names": {"type": "list", "elements": "str"},
     "all_projects": {"type": "bool", "default": False},
+    "filters": {
+        "type": "dict",
+        "options": {key: {"type": "list", "elements": "str"} for key in _filters.WORDS},
+    },
     "declared": {"type": "list", "elements": "dict", "default": []},
     "hosts_policy": {
         "type": "dict",
@@ -40,16 +46,25 @@ class Query:
     project: t.Optional[str]
     declared: tuple[t.Mapping[str, t.Any], ...]
     named: frozenset[str] = frozenset()
+    filters: Filters = dataclasses.field(default_factory=Filters)
+
+    def asks_for(self, one: Instance) -> bool:
+        """Whether an instance is in the answer."""
+        return (self.names is None or one.name in self.names) and self.filters.match(one)
 
 
 def parse(params: t.Mapping[str, t.Any], project: str) -> Query:
     """The module's parameters."""
     names = params["names"]
+    problems = Problems()
+    filters = _filters.parse(params["filters"] or {}, "filters", problems)
+    problems.raise_if_any()
     return Query(
         tuple(names) if names is not None else None,
         None if params["all_projects"] else project,
         tuple(params["declared"]),
         frozenset(params["hosts_policy"]["projects"]),
+        filters,
     )
 
 
@@ -65,9 +80,7 @@ class Seen:
 
 def observe(query: Query, context: Context) -> Seen:
     """One read of the list, and the leases of the networks that the answer's instances are on."""
-    read = snapshot.read(
-        context.driver, query.project, lambda one: query.names is None or one.name in query.names, True
-    )
+    read = snapshot.read(context.driver, query.project, query.asks_for, True)
     hosts, warnings = _hosts.entries(publishers(read, query.declared, context.check_mode), query.named)
     return Seen(read, context.server.endpoint, hosts, warnings)
 
@@ -84,7 +97,7 @@ def apply(query: Query, seen: Seen, planned: Plan, context: Context) -> Report:
 
 def result(query: Query, seen: Seen, planned: Plan, report: t.Optional[Report]) -> dict[str, t.Any]:
     """The instances, and the names that resolve to them."""
-    wanted = [one for one in seen.snapshot.instances if query.names is None or one.name in query.names]
+    wanted = [one for one in seen.snapshot.instances if query.asks_for(one)]
     server = seen.snapshot.server
     names, _warnings = _inventory.names(seen.snapshot.instances)
     return {

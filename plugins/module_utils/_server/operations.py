@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import typing as t
 
-from .._errors import DeadlinePassed, NotFound, OperationForgotten
+from .._errors import DeadlinePassed, NotFound, OperationForgotten, ServerError
 from .driver import Driver, Response, api, error_for
 from .options import OPERATION_TIMEOUT
 
@@ -54,6 +54,9 @@ def wait(
         if strict:
             raise OperationForgotten(request) from e
         return None
+    except ServerError as e:
+        # Incus: what failed is what was asked for, not the wait.
+        raise ServerError(e.status, e.message, request) from e
     operation = answer.metadata or {}
     code = int(operation.get("status_code", 0))
     if code < 200:

@@ -4,7 +4,7 @@
 
 # This code is private to mage.lxd: it may change without notice.
 
-"""Which instances are hosts."""
+"""Which instances are meant: the words of an inventory and of a question."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ import fnmatch
 import re
 import typing as t
 
-from ansible_collections.mage.lxd.plugins.module_utils._server.snapshot import Instance
-from ansible_collections.mage.lxd.plugins.module_utils._values import Problems
+from ._server.snapshot import Instance
+from ._values import Problems, nearest, sequence
 
 Patterns = tuple[t.Pattern[str], ...]
+WORDS = ("status", "type", "name", "profile", "project")
+STATUSES = ("running", "stopped", "frozen", "error", "starting", "stopping", "freezing", "ready")
+TYPES = ("container", "virtual-machine")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Filters:
 
     @property
     def empty(self) -> bool:
-        """Whether every instance is a host."""
+        """Whether every instance is meant."""
         return self == Filters()
 
 
@@ -59,3 +62,30 @@ def patterns(words: t.Sequence[str], path: str, problems: Problems) -> Patterns:
         except re.error as e:
             problems.add(path, word, f"is no regular expression: {e}")
     return tuple(found)
+
+
+def parse(fields: t.Mapping[str, t.Any], path: str, problems: Problems) -> Filters:
+    """Everything but the expressions. ``fields`` may have each of WORDS: one text, or a list of them."""
+    words = {key: texts(fields.get(key), f"{path}.{key}", problems) for key in WORDS}
+    for key, allowed in (("status", STATUSES), ("type", TYPES)):
+        for word in words[key]:
+            if word.lower() not in allowed:
+                problems.add(f"{path}.{key}", word, "must be one of " + ", ".join(allowed) + nearest(word, allowed))
+    return Filters(
+        status=frozenset(word.lower() for word in words["status"]),
+        types=frozenset(word.lower() for word in words["type"]),
+        names=patterns(words["name"], f"{path}.name", problems),
+        profiles=patterns(words["profile"], f"{path}.profile", problems),
+        projects=patterns(words["project"], f"{path}.project", problems),
+    )
+
+
+def texts(raw: t.Any, path: str, problems: Problems) -> list[str]:
+    """One text, or a list of them."""
+    if raw is None or isinstance(raw, str):
+        return [raw] if raw else []
+    found = sequence(raw, path, problems)
+    for index, one in enumerate(found):
+        if not isinstance(one, str) or not one:
+            problems.add(f"{path}[{index}]", one, "must be text")
+    return [str(one) for one in found]
