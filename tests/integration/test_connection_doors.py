@@ -104,8 +104,10 @@ def core_target(tmp_path_factory: pytest.TempPathFactory) -> Path:
     name = f"ansible_core-{ansible_version}"
     archive = CACHE / f"{name}.tar.gz"
     if not archive.exists():
-        wanted = ["--no-deps", "--no-binary", "ansible-core", "--dest", str(CACHE), f"ansible-core=={ansible_version}"]
+        new = CACHE / "new"
+        wanted = ["--no-deps", "--no-binary", "ansible-core", "--dest", str(new), f"ansible-core=={ansible_version}"]
         server.run(sys.executable, "-m", "pip", "download", "--quiet", *wanted, timeout=300)
+        (new / archive.name).rename(archive)
     folder = tmp_path_factory.mktemp("core")
     with tarfile.open(archive) as source:
         for one in source:
