@@ -124,7 +124,7 @@ def test_many_threads_share_a_driver(driver: Driver, box: str) -> None:
         return str(driver.request("GET", api("instances", box)).metadata["name"])
 
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        assert set(pool.map(ask, range(80))) == {box}
+        assert set(pool.map(ask, range(40))) == {box}
 
 
 def test_what_pylxd_reads_to_connect_is_not_read_again(doors: Doors) -> None:

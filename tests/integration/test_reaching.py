@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import socket
 import subprocess
+import sys
 import threading
 import time
 import typing as t
@@ -16,7 +18,8 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.mage.lxd.plugins.module_utils import _errors
-from ansible_collections.mage.lxd.plugins.module_utils._server import options
+from ansible_collections.mage.lxd.plugins.module_utils._server import connect, options
+from ansible_collections.mage.lxd.plugins.module_utils._server.cli import CliDriver
 from ansible_collections.mage.lxd.tests.integration import doors, playbook, server, tls
 from ansible_collections.mage.lxd.tests.integration.conftest import RunPlaybook
 
@@ -119,6 +122,22 @@ def test_plugins_are_told_where_the_server_is(box: str, tmp_path: Path) -> None:
     assert answers(ANSIBLE_CONFIG=str(config)) == ("CHANGED | rc=0 >> incus", told)
     assert answers(ANSIBLE_LXD_ENDPOINT=f"unix://{doors.INCUS_SOCKET}") == ("CHANGED | rc=0 >> incus", told)
     assert answers(INCUS_SOCKET=doors.INCUS_SOCKET) == ("CHANGED | rc=0 >> incus", told)
+
+
+def test_without_pylxd_modules_take_the_client_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pylxd", None)
+    way = options.ServerOptions(f"unix://{doors.LXD_SOCKET}")
+    with contextlib.closing(connect.connect(way)) as driver:
+        assert isinstance(driver, CliDriver)
+        assert driver.request("GET", "/1.0").metadata["environment"]["server"] == "lxd"
+    missing = f"The Python package pylxd is missing for {sys.executable}"
+    with pytest.raises(_errors.MissingLibrary, match=missing):
+        connect.connect(dataclasses.replace(way, driver="rest"))
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(_errors.MissingLibrary, match=missing):
+        connect.connect(way)
+    with pytest.raises(_errors.ServerUnreachable, match="driver cli needs the program lxc, and it is not on this"):
+        connect.connect(dataclasses.replace(way, driver="cli"))
 
 
 @contextlib.contextmanager

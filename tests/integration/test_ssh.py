@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shlex
 import shutil
 import subprocess
@@ -87,6 +88,34 @@ def test_many_processes_share_one_login(host: sshd.Sshd, runtime: Path) -> None:
     driver.close()
     assert logins(host) == 1
     assert (runtime / "mage-lxd").stat().st_mode & 0o077 == 0
+
+
+# In a mount namespace, where the user has a configuration of ours.
+CONFIGURED = 'mkdir -m 700 -p "$2" && mount --bind "$1" "$2" && shift 2 && exec "$@"'
+CONFIG = "Host far\n HostName 127.0.0.1\n Port {port}\n User root\n UserKnownHostsFile {folder}/known_hosts\n"
+
+
+def test_the_users_configuration_and_agent_count(host: sshd.Sshd, tmp_path: Path) -> None:
+    (tmp_path / "config").write_text(CONFIG.format(port=host.port, folder=host.folder), encoding="utf-8")
+    home = pwd.getpwuid(os.getuid()).pw_dir
+    argv = ["unshare", "--mount", "sh", "-c", CONFIGURED, "sh", str(tmp_path), f"{home}/.ssh", sys.executable, "-c"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / ".tree"), "SSH_AUTH_SOCK": str(host.folder / "agent")}
+
+    def ask() -> subprocess.CompletedProcess[str]:
+        asked = [*argv, ASK, f"ssh://far{SOCKET}", ""]
+        return subprocess.run(asked, env=environment, capture_output=True, text=True, check=False, timeout=120)
+
+    agent = subprocess.Popen(["ssh-agent", "-D", "-a", environment["SSH_AUTH_SOCK"]], stdout=subprocess.DEVNULL)
+    try:
+        until(lambda: os.path.exists(environment["SSH_AUTH_SOCK"]))
+        assert f"Cannot reach the server at ssh://far{SOCKET}: " in ask().stderr
+        subprocess.run(["ssh-add", "-q", str(host.key)], env=environment, check=True)
+        done = ask()
+        assert done.returncode == 0, done.stderr
+    finally:
+        agent.terminate()
+        agent.wait()
+    assert logins(host) == 1
 
 
 def test_a_host_that_comes_back_is_reached_again(host: sshd.Sshd) -> None:

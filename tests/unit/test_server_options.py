@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import socket
 import sys
 import typing as t
 from pathlib import Path
@@ -220,3 +221,72 @@ def test_without_pyyaml(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "yaml", None)
     (found,) = problems(home, endpoint="lxc:pinned")
     assert "the Python package PyYAML, which reads it, is missing for " + sys.executable in found
+
+
+# The local server
+
+
+@pytest.fixture
+def sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> t.Iterator[t.Callable[[str, str], str]]:
+    """Makes one of the usual sockets: of a daemon that answers, or one that a daemon has left behind."""
+    places = [
+        (flavor, str(tmp_path / Path(path).name.replace("unix", f"{number}")))
+        for number, (flavor, path) in enumerate(options.SOCKETS)
+    ]
+    monkeypatch.setattr(options, "SOCKETS", places)
+    held = []
+
+    def make(which: str, kind: str) -> str:
+        number = ["lxd package", "lxd snap", "incus", "incus run"].index(which)
+        held.append(socket.socket(socket.AF_UNIX))
+        held[-1].bind(places[number][1])
+        if kind == "answers":
+            held[-1].listen()
+        return f"unix://{places[number][1]}"
+
+    yield make
+    for one in held:
+        one.close()
+
+
+Make = t.Callable[[str, str], str]
+
+
+def found(**environment: str) -> str:
+    return options.parse({}, environment).endpoint
+
+
+def test_the_socket_that_is_there_is_found(sockets: Make) -> None:
+    with pytest.raises(
+        InvalidInput, match=r"endpoint: no LXD or Incus on this machine \(looked for /.*, /.*, /.*, /.*\)"
+    ):
+        found()
+    snap = sockets("lxd snap", "answers")
+    assert found() == snap
+    assert options.parse({"endpoint": "lxc:local"}, {"HOME": "/none"}).endpoint == snap
+    # The package's comes first.
+    assert sockets("lxd package", "answers") == found()
+
+
+def test_of_both_servers_one_must_be_named(sockets: Make) -> None:
+    lxd, incus = sockets("lxd package", "answers"), sockets("incus", "answers")
+    with pytest.raises(InvalidInput) as refused:
+        found()
+    both = " or ".join(sorted((lxd, incus)))
+    assert refused.value.problems == (f"endpoint: LXD and Incus are both on this machine: say which one, {both}",)
+
+
+def test_a_socket_that_a_daemon_left_behind_is_none(sockets: Make) -> None:
+    sockets("lxd package", "left")
+    assert sockets("incus", "answers") == found()
+
+
+def test_the_environment_names_the_socket(sockets: Make) -> None:
+    for which in ("lxd package", "incus"):
+        sockets(which, "answers")
+    every = {"LXD_SOCKET": "/a", "INCUS_SOCKET": "/b", "LXD_DIR": "/c", "INCUS_DIR": "/d"}
+    expected = ["unix:///a", "unix:///b", "unix:///c/unix.socket", "unix:///d/unix.socket"]
+    for number, endpoint in enumerate(expected):
+        assert found(**dict(list(every.items())[number:])) == endpoint
+    assert options.parse({"endpoint": "/e"}, every).endpoint == "unix:///e"
+    assert options.parse({"endpoint": "incus:local"}, every).endpoint == "unix:///b"
