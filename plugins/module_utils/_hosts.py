@@ -50,7 +50,9 @@ def entries(
                 warnings.append(f"{one.label}: project {one.project} is restricted and not allowed: it has no names")
             continue
         names = []
-        for name in (one.name.lower(), *_declared(one, warnings)):
+        # A copy made by hand has the record of the other, and its address.
+        own = () if _keys.whose(one.config, _keys.MANAGED) not in ("", one.label) else (one.name.lower(),)
+        for name in (*own, *_declared(one, warnings)):
             if is_reserved(name):
                 warnings.append(f"{one.label}: the name {name} is reserved: left out")
                 continue

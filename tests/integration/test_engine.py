@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import json
 import time
 import typing as t
 
@@ -182,8 +183,6 @@ def test_what_is_waited_for(engine: Engine) -> None:
     bad = engine.run(
         engine.item("w", wait_for=[{"port": 4321}]),
         engine.item("w6", wait_for=[{"address": {"family": 6, "nic": "eth7"}}]),
-        engine.item("wc", wait_for=["cloud-init"]),
-        engine.item("ws", wait_for=["system"]),
         engine.item("we", wait_for=[{"exec": ["sh", "-c", "echo not yet; exit 3"]}]),
         timeout=2,
     )
@@ -191,12 +190,13 @@ def test_what_is_waited_for(engine: Engine) -> None:
     expected = {
         "w": "port: 4321: not so after 2 s; last state: nothing listens on port 4321",
         "w6": "there is no such network device; there is eth0",
-        "wc": "there is no cloud-init in it",
-        "ws": "there is no systemd in it",
         "we": "last state: exit code 3: not yet",
     }
     for suffix, text in expected.items():
         assert text in told[f"default/{engine.name(suffix)}"], told
+    for kind, told_of in (("cloud-init", "cloud-init"), ("system", "systemd")):
+        (failure,) = engine.run(engine.item("w", wait_for=[kind])).failures
+        assert f"there is no {told_of} in it" in failure
     # What cloud-init and systemd say of themselves, in their own words.
     says = {
         "/bin/cloud-init": "status: error\nerrors:\n- ('scripts_user', RuntimeError('Runparts: 1 failures'))",
@@ -240,6 +240,10 @@ def test_a_death_right_after_the_start_is_told_with_console_and_log(engine: Engi
     assert "Its console" in failure
     assert "Its log" in failure
     assert "raise fs.inotify.max_user_instances" in failure
+    unknown = engine.item("unknown", state="stopped", config={"nope.nope": "1"})
+    (failure,) = engine.run(unknown).failures
+    told = "POST /1.0/instances: Failed creating instance record: Unknown configuration key: nope.nope"
+    assert failure.startswith(f"default/{unknown['name']}: {told} (")
     broken = engine.item("never", config={"raw.lxc": "lxc.init.cmd = /no/such/init"})
     (failure,) = engine.run(broken).failures
     assert "/no/such/init" in failure or "Its log ends with" in failure
@@ -248,9 +252,9 @@ def test_a_death_right_after_the_start_is_told_with_console_and_log(engine: Engi
 def test_dependencies_come_first_and_go_last(engine: Engine) -> None:
     names = {key: engine.name(key) for key in ("db", "app", "web", "lone")}
     items = [
-        engine.item("web", depends_on=[names["app"]]),
-        engine.item("app", depends_on=[names["db"]]),
-        engine.item("db"),
+        engine.item("web", depends_on=[names["app"]], wait_for=[]),
+        engine.item("app", depends_on=[names["db"]], wait_for=[]),
+        engine.item("db", wait_for=[]),
         engine.item("lone"),
     ]
     engine.good(*items)
@@ -263,10 +267,28 @@ def test_dependencies_come_first_and_go_last(engine: Engine) -> None:
         engine.run(*items[:2], engine.item("db", depends_on=[names["web"]]))
     assert " → ".join((names["web"], names["app"], names["db"], names["web"])) in str(cycle.value)
     broken = {"d": {"type": "disk", "source": "/nowhere/at/all", "path": "/d"}}
-    failed = engine.run(items[0], items[1], engine.item("db", devices=broken), items[3])
+    failed = engine.run(items[0], items[1], engine.item("db", devices=broken, wait_for=[]), items[3])
     assert f"default/{names['app']}: not tried, since it comes after {names['db']}, which failed" in failed.failures
     assert f"default/{names['web']}: not tried, since it comes after {names['app']}, which failed" in failed.failures
     assert [engine.status(key) for key in ("app", "web", "lone")] == ["Absent", "Absent", "Running"]
+    values = {value["name"].rpartition("-")[2]: value for value in failed.values}
+    lone = values["lone"]
+    assert (lone["status"], lone["changed"], lone["actions"], lone["error"]) == (
+        "Running",
+        True,
+        ["create", "start"],
+        "",
+    )
+    assert lone["addresses"][0]["address"] == lone["address"]
+    assert "/nowhere/at/all" in values["db"]["error"]
+    # The next run touches only what failed.
+    again = engine.good(*items)
+    assert {value["name"].rpartition("-")[2]: value["changed"] for value in again.values} == {
+        "web": True,
+        "app": True,
+        "db": True,
+        "lone": False,
+    }
 
 
 def test_pruning_takes_only_its_own(engine: Engine) -> None:
@@ -298,6 +320,17 @@ def test_copies_bring_nothing_of_their_origin(engine: Engine) -> None:
     copied = {"name": engine.name("twin"), "copy_of": engine.name("orig"), "wait_for": []}
     done = engine.good(copied, engine.item("orig", state="stopped", nat=[{"extport": 39302}], config={"user.app": "1"}))
     assert done.steps(engine.name("twin")) == ["create", "update", "start"]
+    # One made by hand brings the keys of the other along; they are inert, and its origin is as it was.
+    engine.server.run("copy", engine.name("orig"), engine.name("hand"))
+    assert json.loads(engine.get("hand")["config"]["user.mage.nat"])["for"] == f"default/{engine.name('orig')}"
+    answer, _requests = engine.info(filters={"name": [f"{engine.prefix}-*"]})
+    groups = {one["name"].rpartition("-")[2]: set(one["groups"]) for one in answer["instances"]}
+    assert ["lxd_containers" in groups[suffix] for suffix in ("orig", "hand", "twin")] == [False, False, True]
+    named = [name for one in answer["hosts"] for name in one["names"]]
+    assert (engine.name("orig") in named, engine.name("hand") in named) == (True, False)
+    assert not engine.good(
+        engine.item("orig", state="stopped", nat=[{"extport": 39302}], config={"user.app": "1"})
+    ).changed
     twin = engine.get("twin")
     assert (twin["config"]["user.app"], twin["devices"]) == ("1", {})
     assert "user.mage.nat" not in twin["config"]

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import socket
 import threading
@@ -179,24 +178,6 @@ def test_a_server_out_of_reach_is_one_sentence(run_playbook: Run, endpoint: str)
     assert endpoint in message or "client_cert" in message
     assert "Traceback" not in message
     assert len(message.splitlines()) == 1
-
-
-def test_a_copy_publishes_nothing_and_is_named(run_playbook: Run, unique_name: Unique, lxd_query: Query) -> None:
-    name, copy = unique_name("orig"), unique_name("copy")
-    result(apply(run_playbook, item(name, state="stopped", nat=[{"extport": 39003}])))
-    server.run("lxc", "copy", name, copy)
-    assert json.loads(lxd_query(f"/1.0/instances/{copy}")["config"]["user.mage.nat"])["for"] == f"default/{name}"
-    info = run_playbook(
-        """
-- hosts: localhost
-  gather_facts: false
-  tasks:
-    - name: Read
-      mage.lxd.instances_info:
-"""
-    ).succeeded()
-    groups = {one["name"]: one["groups"] for one in info.result("Read")["instances"]}
-    assert "lxd_containers" not in groups[copy]
 
 
 def test_secrets_are_in_no_output(run_playbook: Run, unique_name: Unique) -> None:
