@@ -158,7 +158,6 @@ def test_what_only_fits_on_a_command_line_is_refused(two: Two) -> None:
         (api("profiles"), body),
         (api("networks"), body),
         (api("projects"), body),
-        (api("instances"), {"name": name, "source": {"type": "copy", "source": "other"}}),
         (api("images"), {"source": remote}),
     ):
         with pytest.raises(_errors.ServerError, match="takes this only on its command line") as e:
@@ -168,14 +167,24 @@ def test_what_only_fits_on_a_command_line_is_refused(two: Two) -> None:
     assert two.client.ran == []
 
 
-def test_a_description_is_written_after_the_instance_is_made(two: Two) -> None:
+def test_some_things_are_written_after_the_instance_is_made(two: Two) -> None:
     name = server.own_prefix()
     source = {"type": "image", "alias": two.host.image}
-    two.cli.request("POST", api("instances"), body={"name": name, "source": source, "description": "ours"})
-    first, *_read, last = two.client.ran
-    assert (first.split()[0], last) == ("init", f"config edit local:{name}")
-    assert two.host.query(f"/1.0/instances/{name}")["description"] == "ours"
-    two.host.run("delete", name)
+    try:
+        two.cli.request("POST", api("instances"), body={"name": name, "source": source, "description": "ours"})
+        first, *_read, last = two.client.ran
+        assert (first.split()[0], last) == ("init", f"config edit local:{name}")
+        assert two.host.query(f"/1.0/instances/{name}")["description"] == "ours"
+        two.host.run("config", "set", name, "user.a=1", "user.b=1")
+        for driver, suffix in ((two.rest, "rest"), (two.cli, "cli")):
+            body = {"name": f"{name}-{suffix}", "source": {"type": "copy", "source": name}, "profiles": ["default"]}
+            operations.run(driver, "POST", api("instances"), body={**body, "config": {"user.b": SECRET}})
+            made = config(two, f"{name}-{suffix}")
+            assert (made["user.a"], made["user.b"]) == ("1", SECRET)
+        assert two.client.ran[-1] == f"config edit local:{name}-cli"
+        assert SECRET not in str(two.client.ran)
+    finally:
+        two.host.delete(name)
 
 
 @pytest.fixture(scope="module")

@@ -11,17 +11,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import typing as t
+from pathlib import Path
 
 import pytest
 
 from ansible_collections.mage.lxd.plugins.module_utils import _errors
-from ansible_collections.mage.lxd.plugins.module_utils._server import bridge, connect, lookup
+from ansible_collections.mage.lxd.plugins.module_utils._server import bridge, connect, lookup, operations
 from ansible_collections.mage.lxd.plugins.module_utils._server import nested as nested_server
 from ansible_collections.mage.lxd.plugins.module_utils._server.cli import CliDriver
 from ansible_collections.mage.lxd.plugins.module_utils._server.core import CoreDriver
 from ansible_collections.mage.lxd.plugins.module_utils._server.driver import api
 from ansible_collections.mage.lxd.tests.integration import doors as doors_module
-from ansible_collections.mage.lxd.tests.integration import nested
+from ansible_collections.mage.lxd.tests.integration import nested, server
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +63,21 @@ def test_where_nothing_can_join_two_sockets_the_client_inside_is_run(
             assert driver.execute(name, ["hostname"]).stdout.decode() == f"{name}\n"
         with pytest.raises(_errors.NoBridge, match="neither python3, socat nor nc -U in"):
             make(dataclasses.replace(where, driver="rest")).request("GET", api())
+
+
+@pytest.mark.parametrize("way", ["nested", "nested2"])
+def test_an_image_comes_from_a_file_by_the_client_inside(way: str, doors: doors_module.Doors, tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    server.run("bash", str(Path(nested.__file__).with_name("busybox-image.sh")), str(path))
+    # Zeros after the end make another image of it.
+    path.write_bytes(path.read_bytes() + b"\0\0")
+    fingerprint = server.run("sha256sum", str(path)).split()[0]
+    host, where = doors.way(way)
+    driver = connect.connect_core(dataclasses.replace(where, driver="cli"))
+    with contextlib.closing(driver), path.open("rb") as file:
+        operations.wait(driver, driver.request("POST", api("images"), body=file), "import")
+    assert host.query(f"/1.0/images/{fingerprint}")["size"] == path.stat().st_size
+    host.run("image", "delete", fingerprint)
 
 
 def test_what_is_in_the_way_is_told(doors: doors_module.Doors, boxes: dict[str, nested.Host]) -> None:

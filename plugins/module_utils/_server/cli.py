@@ -97,7 +97,9 @@ class CliDriver:
         flags = cli_texts.target_flags(asked.query)
         if is_image and flags is not None and hasattr(asked.body, "read"):
             late = asked._replace(timeout=max(asked.timeout, self.options.timeout))
-            self._run(["image", "import", *flags, "--", "/dev/stdin", "local:"], late, asked.body)
+            # What an exec hands in may be read, and not be opened by name.
+            before = () if self._is_here else ("sh", "-c", 'cat | "$@"', "sh")
+            self._run(["image", "import", *flags, "--", "/dev/stdin", "local:"], late, asked.body, before)
             return _DONE
         if isinstance(asked.body, dict):
             cli_texts.check_types(asked.body, asked.name)
@@ -106,6 +108,9 @@ class CliDriver:
                 body = cli_texts.merged(current.metadata, asked.body) if current and asked.method == "PATCH" else None
                 return self._edit(edit, flags, body or asked.body, asked)
             if (asked.method, asked.path) == ("POST", "/1.0/instances") and flags is not None:
+                copy = cli_texts.copy_of(asked.body)
+                if copy:
+                    return self._copy(*copy, flags, asked)
                 creation = cli_texts.creation_of(self._with_local_image(asked))
                 if creation:
                     return self._create(creation, flags, asked)
@@ -148,6 +153,18 @@ class CliDriver:
             if made.get("description") != creation.description:
                 edit = t.cast(cli_texts.Edit, cli_texts.edit_of(creation.path))
                 self._edit(edit, flags, {**cli_texts.writable(made), "description": creation.description}, late)
+        return _DONE
+
+    def _copy(
+        self, plain: t.Mapping[str, t.Any], own: t.Mapping[str, t.Any], flags: t.Sequence[str], asked: _Asked
+    ) -> Response:
+        """A copy gets what is its own when it is there: it may be secret, and only an edit takes it unseen."""
+        late = asked._replace(timeout=self.options.timeout)
+        operations.wait(self, self._query(late._replace(body=plain)), asked.name, self.options.timeout)
+        path = api("instances", str(plain.get("name", "")))
+        if own:
+            made = self._get(late._replace(method="GET", path=path, body=None)).metadata
+            self._edit(t.cast(cli_texts.Edit, cli_texts.edit_of(path)), flags, cli_texts.merged(made, own), late)
         return _DONE
 
     def _with_local_image(self, asked: _Asked) -> dict[str, t.Any]:
@@ -277,9 +294,11 @@ class CliDriver:
         """How every command begins. No configuration of a user has a say in where it leads."""
         return [self._client, "--force-local", "--quiet"]
 
-    def _run(self, words: t.Sequence[str], asked: _Asked, stdin: runner.Source = b"") -> Completed:
+    def _run(
+        self, words: t.Sequence[str], asked: _Asked, stdin: runner.Source = b"", before: t.Sequence[str] = ()
+    ) -> Completed:
         try:
-            done = self._runner.run([*self._words(), *words], stdin, timeout=asked.timeout)
+            done = self._runner.run([*before, *self._words(), *words], stdin, timeout=asked.timeout)
         except DeadlinePassed as e:
             raise DeadlinePassed(f"{asked.name}: no answer after {asked.timeout:g} s") from e
         if done.rc == _NO_SUCH_COMMAND:

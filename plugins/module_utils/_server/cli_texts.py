@@ -142,6 +142,15 @@ def is_remote(source: t.Any) -> bool:
     return source.get("type") == "image" and all(isinstance(value, str) for value in source.values())
 
 
+def copy_of(body: t.Mapping[str, t.Any]) -> t.Optional[tuple[dict[str, t.Any], dict[str, t.Any]]]:
+    """What makes a copy of an instance, and what is the copy's own and has to follow; None where it is no copy."""
+    source = body.get("source") or {}
+    if set(body) - _CREATED or set(source) - _PLAIN - {"type", "source"} or source.get("type") != "copy":
+        return None
+    own = {key: body[key] for key in ("config", "devices", "description") if body.get(key)}
+    return {key: value for key, value in body.items() if key not in ("config", "devices", "description")}, own
+
+
 def creation_of(body: t.Mapping[str, t.Any]) -> t.Optional[Creation]:
     """How to create an instance from a local image or from none, or None where the client cannot."""
     source = body.get("source") or {}
