@@ -252,7 +252,7 @@ def test_commands_side_by_side_are_all_right(driver: Driver, box: str) -> None:
         done = driver.execute(box, ["sh", "-c", f"cat; echo {number} >&2; exit {number % 256}"], stdin=data, timeout=60)
         return done == (number % 256, data, f"{number}\n".encode())
 
-    count = 40
+    count = 25
     before = descriptors()
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         wrong = [number for number, right in enumerate(pool.map(run, range(count))) if not right]
