@@ -52,6 +52,8 @@ def run(job: Job[D, S, P]) -> None:
     if job.hidden:
         # Every word of what the log leaves out would be blotted out of the result, too.
         module.no_log_values.clear()
+        server_secrets = (params[name] for name, option in options.ARGUMENTS.items() if option.get("no_log"))
+        module.no_log_values.update(filter(None, server_secrets))
         module.params.update(job.hidden(params))
     try:
         server = options.parse(params)

@@ -149,6 +149,9 @@ def test_writing(bench: Bench) -> None:
     bench.run("PUT", path, {**wanted, "config": {**kept, "user.z": "1"}})
     now = bench.get(path)
     assert (now["devices"], now["config"].get("user.b"), now["config"]["user.z"]) == ({}, None, "1")
+    # No profiles are none.
+    bench.run("PATCH", path, {"profiles": [], "devices": {"root": now["expanded_devices"]["root"]}})
+    assert bench.get(path)["profiles"] == []
     # The description is in no ETag.
     etag = bench.driver.request("GET", path).headers["etag"]
     bench.run("PATCH", path, {"description": "other"}, **{"If-Match": etag})

@@ -227,7 +227,8 @@ class Store:
         _check_strings(body, "InstancePut")
         config = {**raw["config"], **(body.get("config") or {})}
         devices = {**raw["devices"], **copy.deepcopy(body.get("devices") or {})}
-        self._write(raw, config, devices, body, body.get("profiles") or raw["profiles"])
+        profiles = body.get("profiles")
+        self._write(raw, config, devices, body, raw["profiles"] if profiles is None else profiles)
 
     def put(self, raw: Raw, body: Raw) -> None:
         """The operation behind ``PUT``."""

@@ -100,6 +100,15 @@ def test_one_request_for_the_list_and_one_for_the_leases_of_a_network() -> None:
     assert told.closed
 
 
+def test_an_instance_on_a_network_that_leases_nothing_is_asked_itself() -> None:
+    """Of a managed network of macvlan, servers say so with an error."""
+    state = {"network": {"eth0": {"hwaddr": "00:web-1", "addresses": [{"address": "10.64.0.9", "scope": "global"}]}}}
+    never = _errors.ServerError(500, "Not implemented", "GET /1.0/networks/br/leases")
+    answers = {"/1.0/instances": LIST[:1], "/1.0/networks/br/leases": never, "/1.0/instances/web-1/state": state}
+    listing, _reader = build("{}", Told(answers))
+    assert [host.variables["lxd_ipv4"] for host in listing.hosts] == [["10.64.0.9"]]
+
+
 @pytest.mark.parametrize(
     "text",
     [

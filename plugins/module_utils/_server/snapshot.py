@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import typing as t
 
-from .._errors import NotFound
+from .._errors import NotFound, ServerError
 from .driver import Driver, api
 
 Raw = t.Mapping[str, t.Any]
@@ -231,10 +231,19 @@ def read_networks(driver: Driver, project: str = "default") -> tuple[Network, ..
 
 def read_leases(driver: Driver, network: str, project: str = "default") -> tuple[Lease, ...]:
     """One read: what a managed network has leased to a project. A network without leases has none."""
+    return _leases(driver, network, project) or ()
+
+
+def _leases(driver: Driver, network: str, project: str) -> t.Optional[tuple[Lease, ...]]:
+    """None: the network, such as one of macvlan, leases nothing itself."""
     try:
         raw = driver.request("GET", api("networks", network, "leases"), query={"project": project}).metadata or []
     except NotFound:
-        return ()
+        return None
+    except ServerError as error:
+        if "not implemented" not in error.message.lower():
+            raise
+        return None
     return tuple(
         Lease(
             network,
@@ -299,12 +308,17 @@ def read_addresses(driver: Driver, snapshot: Snapshot, wanted: t.Iterable[Instan
     running = [one for one in wanted if one.running]
     open_nics = [(one, nic) for one in running for nic in one.nics if not nic.ipv4 or not nic.ipv6]
     leases: list[Lease] = []
+    unleased = {""}
     for network, owner in sorted({(nic.network, one.project) for one, nic in open_nics if nic.network}):
-        leases.extend(read_leases(driver, network, owner))
+        found = _leases(driver, network, owner)
+        leases.extend(found or ())
+        unleased |= {network} if found is None else set()
     snapshot = dataclasses.replace(snapshot, leases=tuple(leases))
     states = dict(snapshot.states)
     for one in {
-        one.project + "/" + one.name: one for one, nic in open_nics if not nic.managed and not nic.ipv4
+        one.project + "/" + one.name: one
+        for one, nic in open_nics
+        if (not nic.managed or nic.network in unleased) and not nic.ipv4
     }.values():
         if not snapshot.addresses(one):
             states.update(read_state_addresses(driver, one))
