@@ -65,6 +65,18 @@ def test_where_nothing_can_join_two_sockets_the_client_inside_is_run(
             make(dataclasses.replace(where, driver="rest")).request("GET", api())
 
 
+@pytest.mark.parametrize("way", ["https", "ssh"])
+def test_the_outermost_server_may_be_anywhere(
+    way: str, doors: doors_module.Doors, boxes: dict[str, nested.Host]
+) -> None:
+    where = dataclasses.replace(doors.way(way)[1], via=boxes["in-two"].via)
+    for driver, make in (("rest", connect.connect_core), ("cli", connect.connect_core), ("rest", connect.connect)):
+        with contextlib.closing(make(dataclasses.replace(where, driver=driver))) as door:
+            assert door.execute("in-two", ["hostname"]).stdout == b"in-two\n"
+            door.push("in-two", "/root/file", b"\0\xff")
+            assert door.pull("in-two", "/root/file") == b"\0\xff"
+
+
 @pytest.mark.parametrize("way", ["nested", "nested2"])
 def test_an_image_comes_from_a_file_by_the_client_inside(way: str, doors: doors_module.Doors, tmp_path: Path) -> None:
     path = tmp_path / "image"
