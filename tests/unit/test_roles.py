@@ -10,9 +10,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ansible import template
+from ansible.parsing.dataloader import DataLoader
 
 ROLES = Path(__file__).resolve().parents[2] / "roles"
 NAMES = sorted(path.parents[1].name for path in ROLES.glob("*/tasks/main.yml"))
+# Newer versions of Ansible want to be told that a file's templates are meant as such.
+TRUSTED: dict[str, t.Any] = {"trusted_as_template": True} if hasattr(template, "trust_as_template") else {}
 # What a table of contents may hold: its chapters, and what is said before and after them.
 INCLUDES = {
     f"ansible.builtin.{action}"
@@ -98,3 +102,32 @@ def test_the_tasks_are_a_table_of_contents(role: str) -> None:
 def test_every_task_has_a_name(role: str) -> None:
     for file, task in tasks(role):
         assert len(task.get("name", "").split()) >= 2, f"{file}: {task}"
+
+
+@pytest.mark.parametrize("role", NAMES)
+def test_a_file_of_the_controller_is_written_by_one_host_at_a_time(role: str) -> None:
+    """Each reads the whole file and writes it: of five at once, the blocks of some are lost."""
+    for file, task in tasks(role):
+        if task.get("delegate_to") == "localhost" and "ansible.builtin.blockinfile" in task:
+            assert task.get("throttle") == 1, f"{file}: {task['name']}"
+
+
+@pytest.mark.parametrize(
+    ("items", "defaults", "proxied"),
+    [
+        ([{"name": "a"}], {}, False),
+        ([{"name": "a", "proxy": [{"name": "a.example.org"}]}, {"name": "b"}], {}, True),
+        ([{"name": "a", "proxy": [{"name": "a.example.org"}], "state": "absent"}, {"name": "b"}], {}, False),
+        ([{"name": "a", "proxy": ["/srv:/srv"]}], {}, False),
+        ([{"name": "a"}], {"proxy": [{"name": "a.example.org"}]}, True),
+        ([{"name": "a", "proxy": []}], {"proxy": [{"name": "a.example.org"}]}, False),
+    ],
+)
+def test_the_proxy_is_brought_up_where_something_goes_through_it(
+    items: list[dict[str, t.Any]], defaults: dict[str, t.Any], proxied: bool
+) -> None:
+    loader = DataLoader()
+    internal = loader.load_from_file(str(ROLES / "lxd_provisioning/vars/main.yml"), **TRUSTED)
+    said = {"lxd_provisioning_inventory": items, "lxd_provisioning_defaults": defaults}
+    templar = template.Templar(loader, variables={**internal, **said})
+    assert templar.template(internal["__lxd_provisioning_proxied"]) in (proxied, str(proxied))
