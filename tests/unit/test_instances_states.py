@@ -148,6 +148,7 @@ def test_a_cycle_is_spelled_and_a_long_chain_is_none() -> None:
         (2, "status: degraded done\n", True, False, "degraded done"),
         (0, "status: disabled\n", True, False, "disabled"),
         (0, "status: running\n", False, False, "cloud-init: running"),
+        (0, "status: running\ndetail: seed not found\n", False, False, "cloud-init: running"),
         (1, "status: error\ndetail:\nmodule: no such disk\n", False, True, "cloud-init failed: module: no such disk"),
         (127, "sh: cloud-init: not found", False, True, "there is no cloud-init in it"),
     ],

@@ -245,7 +245,7 @@ def test_defaults_are_merged_key_by_key() -> None:
     }
     assert merged.image == images.Image(fingerprint="abcd", server="https://a.example.org")
     assert [mount.path for mount in merged.mounts] == ["/b"]
-    assert (copied.image, copied.copy_of, copied.depends_on) == (None, images.CopyOf("a"), ("a",))
+    assert (copied.image, copied.copy_of, copied.depends_on) == (None, images.CopyOf("a"), ())
 
 
 def test_what_is_wrong_with_defaults_is_told_once() -> None:

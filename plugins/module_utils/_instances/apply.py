@@ -67,6 +67,9 @@ class _Run:
         self.errors: dict[str, MageError] = {}
         self.warnings: list[str] = []
         self.attempts: dict[str, int] = {}
+        # The steps that were carried out, by instance.
+        self.done: dict[str, list[str]] = {}
+        self._declared = {item.name for item in desired.items if item.state != "absent"}
         self._networks: t.Optional[dict[str, Network]] = None
         self._lock = threading.Lock()
 
@@ -79,6 +82,7 @@ class _Run:
             self._round(changes)
             again = self._again(changes)
             if not again or time.monotonic() > deadline:
+                self._tell_of_shared_addresses(again)
                 break
             time.sleep(random.uniform(0.1, 1.0))
             changes = self._planned_again(again)
@@ -119,7 +123,11 @@ class _Run:
 
     def _work(self, change: InstanceChange) -> None:
         spec = _spec(change)
-        Worker(self.driver, change, spec, self.desired.timeout, self._known_networks, self.warnings).run()
+        worker = Worker(self.driver, change, spec, self.desired.timeout, self._known_networks, self.warnings)
+        try:
+            worker.run()
+        finally:
+            self.done.setdefault(spec.name, []).extend(worker.done)
 
     def _failed_before(self, item: InstanceSpec, before: t.Iterable[str]) -> tuple[str, ...]:
         needed = {*before, *(order.dependencies(item, {}) if item.state not in order.DOWN else ())}
@@ -144,7 +152,7 @@ class _Run:
         """What is to be planned anew: somebody else wrote between reading and writing, or the server went away."""
         specs = {_spec(change).name: _spec(change) for change in changes}
         raced = {name for name in specs if name in self.errors and is_raced(self.errors[name])}
-        raced |= self._patiently(functools.partial(self._have_to_move, changes))
+        raced |= self._read_back(changes)
         while True:
             blocked = {
                 name
@@ -161,11 +169,28 @@ class _Run:
                 self.attempts[name] = self.attempts.get(name, 0) + 1
         said = {item.name: item for item in self.desired.items}
         left = [name for name in specs if name in raced and self.attempts.get(name, 0) < ATTEMPTS]
+        self._tell_of_shared_addresses(raced - set(left))
         return {name: said.get(name, specs[name]) for name in left}
+
+    def _tell_of_shared_addresses(self, names: t.Iterable[str]) -> None:
+        """What was to be planned again though nothing had failed, and is not any more."""
+        for name in names:
+            told = "another instance is pinned to its address, too; somebody else keeps changing them: run again"
+            self.errors.setdefault(name, MageError(told))
 
     def _cause(self, name: str) -> tuple[str, ...]:
         error = self.errors[name]
         return error.names if isinstance(error, _Blocked) else ()
+
+    def _read_back(self, changes: t.Sequence[InstanceChange]) -> set[str]:
+        """The instances whose pins are others', too. What cannot be read back is an error of those that it is about."""
+        try:
+            return self._patiently(functools.partial(self._have_to_move, changes))
+        except MageError as error:
+            told = MageError(f"its address cannot be read back: {error}")
+            for name in (_spec(change).name for change in changes if change.pins):
+                self.errors.setdefault(name, told)
+            return set()
 
     def _have_to_move(self, changes: t.Sequence[InstanceChange]) -> set[str]:
         """Read back: the server's own check of pinned addresses can be raced by another writer."""
@@ -190,12 +215,12 @@ class _Run:
         items = []
         for item in self._not_restarted(again.values(), seen.snapshot):
             try:
-                plan(self._only((item,)), seen, False)
+                plan(self._only((item,)), seen, False, self._declared)
                 items.append(item)
                 self.errors.pop(item.name, None)
             except InvalidInput as error:
                 self.errors[item.name] = error
-        return self._brought(plan(self._only(items), seen, False))
+        return self._brought(plan(self._only(items), seen, False, self._declared))
 
     def _read_again(self, items: t.Sequence[InstanceSpec]) -> Observed:
         desired = self._only(items)
@@ -230,13 +255,25 @@ class _Run:
 
     def _report(self, changes: t.Sequence[InstanceChange]) -> Report:
         names = {item.name for item in self.desired.items if item.state in UP}
-        after = self._patiently(lambda: snapshot.read(self.driver, self.desired.project, lambda one: one.name in names))
-        self._tell_of_deaths(changes, after)
+        try:
+            after = self._patiently(
+                lambda: snapshot.read(self.driver, self.desired.project, lambda one: one.name in names)
+            )
+            self._tell_of_deaths(changes, after)
+        except MageError as error:
+            # What is known of each is worth more than this alone.
+            after = self.before
+            for change in changes:
+                self.errors.setdefault(_spec(change).name, MageError(f"what came of it cannot be read: {error}"))
         errors = {name: str(error) for name, error in self.errors.items()}
         specs = {_spec(change).name: _spec(change) for change in changes}
         labels = {item.name: item.label for item in (*self.desired.items, *specs.values())}
         failures = [f"{label}: {errors[name]}" for name, label in labels.items() if name in errors]
-        values = {"instances": present(self.desired, after, changes, True, errors)}
+        done = [
+            dataclasses.replace(change, steps=tuple(dict.fromkeys(self.done.get(_spec(change).name, ()))))
+            for change in changes
+        ]
+        values = {"instances": present(self.desired, after, done, True, errors)}
         return Report(tuple(failures), tuple(self.warnings), values)
 
     def _tell_of_deaths(self, changes: t.Sequence[InstanceChange], after: Snapshot) -> None:

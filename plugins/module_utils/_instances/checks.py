@@ -111,6 +111,10 @@ def check_existing(item: InstanceSpec, existing: Instance, observed: Observed, p
             key = "copy_of" if item.copy_of else "image"
             was = recorded(existing).get("image") or existing.config.get("volatile.base_image", "")[:12]
             problems.add(f"{item.path}.{key}", origin(item), f"{item.name} was made from {was}: {told}")
+    stops = item.state == "stopped" and existing.status != "Stopped"
+    if stops and existing.ephemeral and item.ephemeral is not False:
+        told = f"{item.name} is ephemeral, and is deleted when it stops: state: absent, or ephemeral: false"
+        problems.add(f"{item.path}.state", item.state, told)
     if item.profiles is not None and item.profiles != existing.profiles:
         check_profiles(item, observed, problems)
 

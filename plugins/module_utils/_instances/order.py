@@ -44,7 +44,9 @@ def dependencies(item: InstanceSpec, recorded: t.Mapping[str, t.Sequence[str]]) 
     return tuple(dict.fromkeys((*names, *source)))
 
 
-def check(items: t.Sequence[InstanceSpec], known: t.Container[str], problems: Problems) -> None:
+def check(
+    items: t.Sequence[InstanceSpec], known: t.Container[str], problems: Problems, pruned: t.Container[str] = ()
+) -> None:
     """Refuse cycles, what depends on nothing that there is, and what depends on what is to go."""
     by_name = {item.name: item for item in items}
     for item in items:
@@ -56,12 +58,27 @@ def check(items: t.Sequence[InstanceSpec], known: t.Container[str], problems: Pr
                 problems.add(f"{item.path}.depends_on", name, "there is no such instance, and none is declared")
             elif other is not None and other.state == "absent":
                 problems.add(f"{item.path}.depends_on", name, f"is declared absent in {other.path}")
-    cycle = _cycle({item.name: item.depends_on for item in items})
+            elif name in pruned:
+                problems.add(f"{item.path}.depends_on", name, "is declared no longer, and prune would remove it")
+    cycle = _cycle({item.name: dependencies(item, {}) for item in items})
     if cycle:
         path = by_name[cycle[0]].path
         problems.add_text(
             f"{path}.depends_on: {' → '.join((*cycle, cycle[0]))}: a cycle: none of them can be the first"
         )
+
+
+def check_sources(
+    created: t.Iterable[InstanceSpec], items: t.Iterable[InstanceSpec], problems: Problems, pruned: t.Container[str]
+) -> None:
+    """Refuse new copies of what is to go."""
+    absent = {item.name: item.path for item in items if item.state == "absent"}
+    for item in created:
+        source = item.copy_of.name if item.copy_of else ""
+        if source in absent:
+            problems.add(f"{item.path}.copy_of", str(item.copy_of), f"is declared absent in {absent[source]}")
+        elif source in pruned:
+            problems.add(f"{item.path}.copy_of", str(item.copy_of), "is declared no longer, and prune would remove it")
 
 
 def _cycle(graph: t.Mapping[str, t.Sequence[str]]) -> tuple[str, ...]:

@@ -64,16 +64,20 @@ def _not_as_wished(item: InstanceSpec, existing: Instance, shared: addresses.Pin
     return not item.address.met(nic.ipv4, nic.ipv6) or addresses.has_to_move(existing, nic, shared)
 
 
-def plan(desired: Desired, observed: Observed, check_mode: bool) -> Plan:
+def plan(desired: Desired, observed: Observed, check_mode: bool, coming: t.Iterable[str] = ()) -> Plan:
     """The changes, one for each instance that is not as declared. Raises InvalidInput for what cannot be done.
 
     In check mode an image that is not there yet is a warning, since an earlier step may be going to bring it.
+    ``coming`` are names that are declared, too, and planned for elsewhere.
     """
     planner = _Planner(desired, observed, check_mode)
-    found = [planner.change(item) for item in desired.items]
-    found += [planner.change(item) for item in prune.pruned(desired, observed.snapshot, planner.warnings)]
+    planner.declared.update(coming)
+    pruned = prune.pruned(desired, observed.snapshot, planner.warnings)
+    found = [planner.change(item) for item in (*desired.items, *pruned)]
     known = {one.name for one in observed.snapshot.instances if one.project == desired.project}
-    order.check(desired.items, known, planner.problems)
+    gone = {item.name for item in pruned}
+    order.check(desired.items, known | planner.declared, planner.problems, gone)
+    order.check_sources(planner.created, desired.items, planner.problems, gone)
     planner.problems.raise_if_any()
     brought = fetches.fetches(planner.created, observed.images)
     return Plan((*brought, *(change for change in found if change)), tuple(planner.warnings))
@@ -224,7 +228,9 @@ class _Planner:
         refused = bool(effects.refused) and self._may_stop(item, existing)
         if states.like(existing.status) not in ("Running", "Frozen") or item.state in order.DOWN:
             return states.with_restart(existing.status, item.state, True) if refused else (*update, *plain)
-        required = bool(effects.all or waits(existing))
+        # What may not be stopped takes up by a restart only what it has taken.
+        left = () if self._may_stop(item, existing) else effects.refused
+        required = bool({*effects.all, *waits(existing)} - set(left))
         wanted = {"never": False, "if_required": required, "always": required or not empty}[self.desired.restart]
         if not (wanted or (item.state == "restarted" and refused)):
             return (*update, *plain)

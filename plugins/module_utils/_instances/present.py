@@ -63,7 +63,7 @@ def _presented(
         value.update(status=status, keys=keys, **_address_values(_planned(snapshot.addresses(existing), change.pins)))
     value.update(
         inventory_name=item.inventory_name,
-        changed=change is not None,
+        changed=bool(change and change.steps),
         actions=list(change.steps) if change else [],
         error=error,
         restart_required=_restart_required(existing, change, carried_out),

@@ -30,7 +30,7 @@ def pruned(desired: Desired, snapshot: Snapshot, warnings: t.Optional[list[str]]
     declared = {item.name for item in desired.items}
     found = []
     for one in snapshot.instances:
-        if one.project != desired.project or one.name in declared or not _is_of(one, desired.owner):
+        if one.project != desired.project or one.name in declared or not is_of(one, desired.owner):
             continue
         if is_protected(one):
             if warnings is not None:
@@ -41,7 +41,8 @@ def pruned(desired: Desired, snapshot: Snapshot, warnings: t.Optional[list[str]]
     return tuple(found)
 
 
-def _is_of(one: Instance, owner: str) -> bool:
+def is_of(one: Instance, owner: str) -> bool:
+    """Whether this owner has declared this very instance."""
     decoded = [_keys.decode(one.config, key, one.project, one.name) for key in (_keys.OWNER, _keys.MANAGED)]
     return all(each.marked and not each.problem for each in decoded) and decoded[0].value == owner
 
@@ -66,4 +67,5 @@ def _gone(one: Instance, owner: str) -> InstanceSpec:
         hostnames=(),
         python=False,
         owner=owner,
+        pruned=True,
     )

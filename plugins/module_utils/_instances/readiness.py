@@ -58,7 +58,7 @@ def cloud_init(rc: int, output: str) -> Verdict:
         return Verdict(True, False, word)
     if word == "error":
         return Verdict(False, True, f"cloud-init failed: {_details(output)}")
-    if rc == 127 or "not found" in output:
+    if not word and (rc == 127 or "not found" in output):
         return Verdict(False, True, "there is no cloud-init in it")
     return Verdict(False, False, f"cloud-init: {word or output.strip()[-200:]}")
 

@@ -12,6 +12,7 @@ import concurrent.futures
 import dataclasses
 import typing as t
 
+from .._errors import MageError
 from .._server import snapshot
 from .._server.driver import Driver, api
 from .._server.snapshot import Instance, Snapshot
@@ -57,7 +58,7 @@ def more(desired: Desired, driver: Driver, first: Snapshot, wanted: Needs) -> Ob
         known = _images(driver, desired.project)
         observed = dataclasses.replace(observed, images=known, files=fetch.fingerprints(files))
     if wanted.python:
-        probes = _each(wanted.python, desired.concurrency, lambda name: probe(driver, name, desired.project))
+        probes = _each(wanted.python, desired.concurrency, lambda name: _probed(driver, name, desired.project))
         observed = dataclasses.replace(observed, python=probes)
     if wanted.busy:
         observed = dataclasses.replace(observed, busy=_busy(driver, desired.project))
@@ -95,6 +96,14 @@ def _busy(driver: Driver, project: str) -> frozenset[str]:
 def _each(names: t.Sequence[str], concurrency: int, work: t.Callable[[str], str]) -> dict[str, str]:
     with concurrent.futures.ThreadPoolExecutor(max_workers=concurrency) as pool:
         return dict(zip(names, pool.map(work, names)))
+
+
+def _probed(driver: Driver, name: str, project: str) -> str:
+    """What Python there is. One that cannot be asked keeps no other from being planned: its own step tells why."""
+    try:
+        return probe(driver, name, project)
+    except MageError:
+        return "unknown"
 
 
 def probe(driver: Driver, name: str, project: str) -> str:

@@ -114,6 +114,8 @@ class InstanceSpec:
     # The size of the root device; empty: as the profile has it.
     disk: str = ""
     address: t.Optional[wishes.Wish] = None
+    # Not declared: it goes since its owner declares it no longer.
+    pruned: bool = False
 
     @property
     def label(self) -> str:
@@ -215,7 +217,7 @@ def _item(raw: object, path: str, project: str, problems: Problems, warnings: li
         python=bool(boolean(fields.get("python", False), f"{path}.python", problems)),
         ephemeral=_optional_boolean(fields, "ephemeral", path, problems),
         target=_target(fields, path, problems),
-        depends_on=_depends_on(fields, path, name, copy_of, problems),
+        depends_on=_depends_on(fields, path, name, problems),
         wait_for=waits.parse(fields.get("wait_for"), f"{path}.wait_for", problems),
         copy_of=copy_of,
         recreate=bool(_optional_boolean(fields, "recreate", path, problems)),
@@ -318,9 +320,7 @@ def _target(fields: t.Mapping[str, t.Any], path: str, problems: Problems) -> str
     return ""
 
 
-def _depends_on(
-    fields: t.Mapping[str, t.Any], path: str, own: str, copy_of: t.Optional[images.CopyOf], problems: Problems
-) -> tuple[str, ...]:
+def _depends_on(fields: t.Mapping[str, t.Any], path: str, own: str, problems: Problems) -> tuple[str, ...]:
     """Names of instances, with the underscores that an inventory may have as the server's hyphens."""
     raw = fields.get("depends_on")
     names = [raw] if isinstance(raw, str) else _list(fields, "depends_on", path, problems)
@@ -331,7 +331,6 @@ def _depends_on(
         if known and known == own:
             problems.add(place, name, "is the instance itself")
         found.append(known)
-    found.append(copy_of.name if copy_of else None)
     return tuple(dict.fromkeys(name for name in found if name and name != own))
 
 

@@ -111,6 +111,7 @@ def _recorded_now(
         "config": {key: digest(value, key) for key, value in config.items()},
         "devices": {key: digest(value) for key, value in devices.items()},
     }
+    _keep_held(record, last, notes.held)
     made = sorted(set(pins) - set(item.devices))
     if made:
         record["pins"] = made
@@ -135,6 +136,15 @@ def _recorded_now(
     elif "uuid" in last:
         record["uuid"] = last["uuid"]
     return record
+
+
+def _keep_held(record: dict[str, t.Any], last: t.Mapping[str, t.Any], held: t.Iterable[str]) -> None:
+    """What is left out is still as the last run left it, or as it was before."""
+    for kind, _dot, key in (part.partition(".") for part in held):
+        hashes = record.get(kind, {})
+        hashes.pop(key, None)
+        if key in last.get(kind, {}):
+            hashes[key] = last[kind][key]
 
 
 def expectation(item: InstanceSpec) -> str:

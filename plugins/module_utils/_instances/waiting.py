@@ -114,7 +114,7 @@ class Waiter:
         attempt = 0
         while True:
             self._look(existing)
-            verdict = self._verdict(one, existing)
+            verdict = self._verdict(one, existing, deadline)
             if verdict.done:
                 return
             self.seen = verdict.seen or self.seen
@@ -128,17 +128,18 @@ class Waiter:
             time.sleep(_POLL[min(attempt, len(_POLL) - 1)])
             attempt += 1
 
-    def _verdict(self, one: WaitFor, existing: Instance) -> Verdict:
+    def _verdict(self, one: WaitFor, existing: Instance, deadline: float) -> Verdict:
         if one.kind == "address":
             return _address(one, existing.nics, self.found)
+        limit = min(60.0, max(deadline - time.monotonic(), 1.0))
         try:
             if one.kind == "cloud-init":
-                return cloud_init(*self._execute("sh", "-c", "cloud-init status --long"))
+                return cloud_init(*self._execute(limit, "sh", "-c", "cloud-init status --long"))
             if one.kind == "system":
-                return system(*self._execute("sh", "-c", "systemctl is-system-running"))
+                return system(*self._execute(limit, "sh", "-c", "systemctl is-system-running"))
             if one.kind == "port":
-                return listens(one.port, *self._execute("sh", "-c", "cat /proc/net/tcp /proc/net/tcp6"))
-            rc, output = self._execute(*one.argv)
+                return listens(one.port, *self._execute(limit, "sh", "-c", "cat /proc/net/tcp /proc/net/tcp6"))
+            rc, output = self._execute(limit, *one.argv)
             return Verdict(rc == 0, False, f"exit code {rc}: {output.strip()[-500:]}")
         except NotFound:
             raise
@@ -146,8 +147,7 @@ class Waiter:
             # An agent that is not up yet, or a container on its way down: the state tells which.
             return Verdict(False, False, str(error))
 
-    def _execute(self, *argv: str) -> tuple[int, str]:
-        limit = min(60.0, max(self.timeout, 1.0))
+    def _execute(self, limit: float, *argv: str) -> tuple[int, str]:
         done = self.driver.execute(self.spec.name, argv, project=self.spec.project, timeout=limit)
         return done.rc, (done.stdout + b"\n" + done.stderr).decode("utf-8", "replace")
 

@@ -16,7 +16,7 @@ from .._errors import CommandFailed, MageError, NotFound, OperationForgotten, Pr
 from .._server import install, operations
 from .._server.driver import Driver, Response, api
 from .._server.snapshot import Instance
-from . import causes, folders, pins, python, reading, settle
+from . import causes, folders, pins, prune, python, reading, settle
 from .observed import InstanceChange
 from .races import is_raced
 from .spec import InstanceSpec
@@ -48,6 +48,8 @@ class Worker:
         self.query = {"project": spec.project}
         self.path = api("instances", spec.name)
         self.waiter = Waiter(driver, spec, timeout, networks, warnings)
+        # The steps of the change that are behind it.
+        self.done: list[str] = []
 
     def run(self) -> None:
         """All steps of the change, in order."""
@@ -66,6 +68,7 @@ class Worker:
         }
         for step in self.change.steps:
             steps[step]()
+            self.done.append(step)
 
     def _run(
         self,
@@ -91,6 +94,11 @@ class Worker:
     def _delete(self) -> None:
         try:
             existing, _response = self._get()
+            if self.spec.pruned and not prune.is_of(existing, self.spec.owner):
+                self.warnings.append(f"{self.spec.label}: has come to somebody else since it was read, and stays")
+                return
+            if prune.is_protected(existing):
+                raise MageError(f"is protected: set {prune.PROTECTION} to false first")
             if existing.status != "Stopped":
                 self._end()
             self._run("DELETE", self.path)
@@ -204,12 +212,14 @@ class Worker:
 
     def _gently(self, action: str, told: str) -> None:
         """What runs in it is to end cleanly; what does not is ended."""
+        # The server is to give up before we do.
+        patience = min(STOP_TIMEOUT, max(1, self.timeout // 2))
         try:
-            self._state(action, timeout=STOP_TIMEOUT, force=False)
+            self._state(action, timeout=patience, force=False)
         except ServerError as error:
             if is_raced(error):
                 raise
-            self.warnings.append(f"{self.spec.label}: did not {told} in {STOP_TIMEOUT} s ({error.message}): forced")
+            self.warnings.append(f"{self.spec.label}: did not {told} in {patience} s ({error.message}): forced")
             self._state(action, force=True)
 
     def _explained(self, error: ServerError) -> ServerError:
