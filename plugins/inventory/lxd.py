@@ -402,11 +402,13 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
             said.append(self._vars)
         digest = hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
         if cache and key in self._cache and self._cache[key].get("digest") == digest:
-            return dict(self._cache[key])
-        listing = {**self._read(settings), "digest": digest}
+            kept: dict[str, t.Any] = json.loads(self._cache[key]["listing"])
+            return kept
+        listing = self._read(settings)
         if listing["whole"]:
-            # Servers that are back in a minute would be missing for as long as the cache lasts.
-            self._cache[key] = listing
+            # Servers that are back in a minute would be missing for as long as the cache lasts. One text: Ansible takes
+            # mappings with keys such as __ansible_type for templates and secrets of its own when it reads a cache.
+            self._cache[key] = {"digest": digest, "listing": json.dumps(listing)}
         return listing
 
     def _read(self, settings: _inventory_file.Settings) -> dict[str, t.Any]:

@@ -139,12 +139,16 @@ class Reader:
 
     def _rest(self, answer: Answer, wanted: t.Sequence[snapshot.Instance]) -> Wanted:
         keys = (_keys.GROUPS, _keys.VARS)
+
+        def failed(what: str) -> None:
+            self.warnings.append(f"{answer.server.path}endpoint: {what}")
+
         if any(key in one.config for one in wanted for key in keys):
             restricted = snapshot.read_restricted(answer.driver)
             answer.snapshot = dataclasses.replace(answer.snapshot, restricted=restricted)
         if self._wants_full and not answer.full:
             with concurrent.futures.ThreadPoolExecutor(AT_A_TIME) as pool:
-                raw = list(pool.map(lambda one: _full(answer.driver, one), wanted))
+                raw = list(pool.map(lambda one: _full(answer.driver, one, failed), wanted))
             answer.full = self._parts(one for one in raw if one is not None)
         if "addresses" in self._settings.needs:
             states: dict[snapshot.NicKey, tuple[str, ...]] = {}
@@ -153,16 +157,19 @@ class Reader:
                 if "state" in part:
                     states.update(snapshot.state_addresses(one, part["state"]))
             seen = dataclasses.replace(answer.snapshot, states=states)
-            answer.snapshot = snapshot.read_addresses(answer.driver, seen, wanted)
+            answer.snapshot = snapshot.read_addresses(answer.driver, seen, wanted, failed)
         return answer, wanted
 
 
-def _full(driver: Door, one: snapshot.Instance) -> t.Optional[dict[str, t.Any]]:
-    """An instance with its state and snapshots; None if it is gone since the list was read."""
+def _full(driver: Door, one: snapshot.Instance, failed: snapshot.Failed) -> t.Optional[dict[str, t.Any]]:
+    """An instance with its state and snapshots; None if it is gone since the list was read, or the server fails."""
     try:
         query = {"recursion": "1", "project": one.project}
         return t.cast(dict[str, t.Any], driver.request("GET", api("instances", one.name), query=query).metadata)
     except _errors.NotFound:
+        return None
+    except _errors.ServerError as e:
+        failed(f"{one.project}/{one.name}: its state and snapshots are missing: {e}")
         return None
 
 

@@ -292,3 +292,41 @@ def test_hosts_are_put_in_whole_and_merged_with_what_is_known_already() -> None:
     assert [host.name for host in inventory.groups["status_running"].hosts] == ["web-1", "web-2"]
     assert [host.name for host in inventory.groups["profile_big"].hosts] == ["db-2"]
     assert len(inventory.groups["all"].get_hosts()) == 4
+
+
+UNMANAGED = {"eth0": {"type": "nic", "nictype": "bridged", "parent": "br9"}}
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "what"),
+    [
+        ("{}", "/1.0/instances/bare/state", "default/bare: its addresses are missing: GET /1.0/instances/bare/state"),
+        ("{}", "/1.0/networks/br/leases", "network br: its leases are missing: GET /1.0/networks/br/leases"),
+        (
+            "{need: [snapshots], filters: {name: '*'}}",
+            "/1.0/instances/bare",
+            "default/bare: its state and snapshots are missing: GET /1.0/instances/bare",
+        ),
+    ],
+)
+def test_what_the_server_cannot_say_of_one_thing_is_told_and_loses_nothing_else(
+    text: str, path: str, what: str
+) -> None:
+    answers: dict[str, t.Any] = {
+        "/1.0/instances": [raw("bare", expanded_devices=UNMANAGED), *LIST],
+        "/1.0/networks/br/leases": LEASES,
+        **{f"/1.0/instances/{one['name']}": one for one in LIST},
+        path: 500,
+    }
+    listing, reader = build(text, Told(answers))
+    assert names(listing) == ["bare", "db-1", "db-2", "web-1", "web-2"]
+    assert reader.warnings == [f"endpoint: {what}: no (500)"]
+
+
+def test_a_network_device_with_several_addresses() -> None:
+    # What a device of the type routed or ipvlan may have.
+    device = {"type": "nic", "nictype": "routed", "parent": "br9", "ipv4.address": "10.64.0.8, 10.64.0.9/24"}
+    told = Told({"/1.0/instances": [raw("many", expanded_devices={"eth0": device}), *LIST]})
+    listing, _reader = build("prefer: {network: 10.64.0.9/32}", told)
+    assert listing.hosts[2].variables["lxd_ipv4"] == ["10.64.0.8", "10.64.0.9"]
+    assert listing.hosts[2].variables["ansible_host"] == "10.64.0.9"

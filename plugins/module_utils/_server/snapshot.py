@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import typing as t
@@ -18,6 +19,8 @@ from .driver import Driver, api
 Raw = t.Mapping[str, t.Any]
 # Where an instance's NIC stands: project, instance, device.
 NicKey = tuple[str, str, str]
+# Takes in what the server could not say.
+Failed = t.Callable[[str], None]
 
 
 class Address(t.NamedTuple):
@@ -179,7 +182,9 @@ class Snapshot:
             current = self._current(instance, nic) if instance.running else ()
             for family, pin in ((4, nic.ipv4), (6, nic.ipv6)):
                 if pin and pin != "none":
-                    found.append(Address(nic.device, nic.network, family, pin, True))
+                    # A device of the type routed or ipvlan may have several, and with their masks.
+                    pins = [one.strip().partition("/")[0] for one in pin.split(",")]
+                    found.extend(Address(nic.device, nic.network, family, one, True) for one in pins)
                     continue
                 for address in current:
                     if (6 if ":" in address else 4) == family:
@@ -303,16 +308,22 @@ def read(
     return read_addresses(driver, snapshot, [one for one in snapshot.instances if wants_address(one)])
 
 
-def read_addresses(driver: Driver, snapshot: Snapshot, wanted: t.Iterable[Instance]) -> Snapshot:
-    """The snapshot with what the addresses of these instances need. What it knows of states is not read again."""
+def read_addresses(
+    driver: Driver, snapshot: Snapshot, wanted: t.Iterable[Instance], failed: t.Optional[Failed] = None
+) -> Snapshot:
+    """The snapshot with what the addresses of these instances need. What it knows of states is not read again.
+
+    ``failed`` is told what the server cannot say, and the rest is read; without it, that raises.
+    """
     running = [one for one in wanted if one.running]
     open_nics = [(one, nic) for one in running for nic in one.nics if not nic.ipv4 or not nic.ipv6]
     leases: list[Lease] = []
     unleased = {""}
     for network, owner in sorted({(nic.network, one.project) for one, nic in open_nics if nic.network}):
-        found = _leases(driver, network, owner)
-        leases.extend(found or ())
-        unleased |= {network} if found is None else set()
+        with _told(failed, f"network {network}: its leases are missing"):
+            found = _leases(driver, network, owner)
+            leases.extend(found or ())
+            unleased |= {network} if found is None else set()
     snapshot = dataclasses.replace(snapshot, leases=tuple(leases))
     states = dict(snapshot.states)
     for one in {
@@ -321,5 +332,16 @@ def read_addresses(driver: Driver, snapshot: Snapshot, wanted: t.Iterable[Instan
         if (not nic.managed or nic.network in unleased) and not nic.ipv4
     }.values():
         if not snapshot.addresses(one):
-            states.update(read_state_addresses(driver, one))
+            with _told(failed, f"{one.project}/{one.name}: its addresses are missing"):
+                states.update(read_state_addresses(driver, one))
     return dataclasses.replace(snapshot, states=states)
+
+
+@contextlib.contextmanager
+def _told(failed: t.Optional[Failed], what: str) -> t.Iterator[None]:
+    try:
+        yield
+    except ServerError as e:
+        if failed is None:
+            raise
+        failed(f"{what}: {e}")
