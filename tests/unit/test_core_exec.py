@@ -10,12 +10,14 @@ import hashlib
 import json
 import socket
 import threading
+import time
 import typing as t
 from pathlib import Path
 
 import pytest
 
 from ansible_collections.mage.lxd.plugins.module_utils import _errors
+from ansible_collections.mage.lxd.plugins.module_utils._server import exec as execution
 from ansible_collections.mage.lxd.plugins.module_utils._server.core import CoreDriver
 from ansible_collections.mage.lxd.plugins.module_utils._server.options import ServerOptions
 
@@ -93,3 +95,32 @@ def test_whole_output_is_no_error_and_the_connection_serves_again(tmp_path: Path
         assert driver.execute("web", ["cat"]) == (0, b"abc", b"")
     driver.close()
     assert server.connections == 1 + 3 * 4
+
+
+class Stuck(Server):
+    """Ends no command, not even the one that kills."""
+
+    def _answer(self, line: bytes) -> bytes:
+        if b"/wait" in line:
+            time.sleep(30)
+        return super()._answer(line)
+
+    def _stream(self, sock: socket.socket, line: bytes, key: bytes) -> None:
+        super()._stream(sock, line.replace(b"secret=out", b"secret=in").replace(b"secret=err", b"secret=in"), key)
+
+
+def test_a_deadline_is_kept_although_nothing_can_be_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(execution, "GRACE", 0.1)
+    Stuck(tmp_path / "socket", b"")
+    driver = CoreDriver(ServerOptions(f"unix://{tmp_path}/socket"))
+    told: list[str] = []
+
+    def execute() -> None:
+        with pytest.raises(_errors.DeadlinePassed) as raised:
+            driver.execute("web", ["sleep", "9"], timeout=0.1)
+        told.append(str(raised.value))
+
+    thread = threading.Thread(target=execute, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert told == ["web: sleep 9: not done after 0.1 s; it did not even end when killed"]

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import select
 import socket
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.mage.lxd.plugins.module_utils import _errors
+from ansible_collections.mage.lxd.plugins.module_utils._server import sockets, websocket
 from ansible_collections.mage.lxd.plugins.module_utils._server.core import CoreDriver
 from ansible_collections.mage.lxd.plugins.module_utils._server.options import ServerOptions
 
@@ -226,3 +228,75 @@ def test_an_answer_that_breaks_off_is_an_error(scripted: t.Callable[..., CoreDri
     with pytest.raises(_errors.ServerUnreachable, match="connection was lost"):
         finish()
     pending.close()
+
+
+def test_a_refusal_that_comes_after_its_head_is_read() -> None:
+    ours, theirs = socket.socketpair()
+    whole = answer(None, "404 Not Found")
+    head, body = whole[: whole.index(b"{")], whole[whole.index(b"{") :]
+
+    def slowly() -> None:
+        read_request(theirs)
+        theirs.sendall(head)
+        time.sleep(0.05)
+        theirs.sendall(body)
+
+    threading.Thread(target=slowly, daemon=True).start()
+    with ours, theirs, pytest.raises(_errors.NotFound, match="the reason"):
+        websocket.Handshake(ours, "/1.0/x", "localhost", "unix:///s", "sftp").accepted()
+
+
+@pytest.mark.parametrize("line", [b"SSH-2.0-OpenSSH", b"HTTP/1.1", b"HTTP/1.1 no"])
+def test_a_handshake_with_something_else_is_told(line: bytes) -> None:
+    ours, theirs = socket.socketpair()
+    theirs.sendall(line + b"\r\n\r\n")
+    with ours, theirs, pytest.raises(_errors.ServerUnreachable, match="does not speak HTTP"):
+        websocket.Handshake(ours, "/1.0/x", "localhost", "unix:///s").accepted()
+
+
+def test_an_answer_of_some_other_server_is_told(scripted: t.Callable[..., CoreDriver]) -> None:
+    driver = scripted(say(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>"))
+    with pytest.raises(_errors.ServerError, match="is this a server of LXD or Incus"):
+        assert driver.request("GET", "/1.0").metadata
+
+
+class NoRoute:
+    """A socket whose other end has no route to it any more."""
+
+    def settimeout(self, _seconds: float | None) -> None:
+        pass
+
+    def send(self, data: t.Any) -> int:
+        return len(data)
+
+    def recv_into(self, _buffer: t.Any) -> int:
+        raise OSError(errno.EHOSTUNREACH, "No route to host")
+
+    def recv(self, _size: int) -> bytes:
+        raise OSError(errno.EHOSTUNREACH, "No route to host")
+
+    def setblocking(self, _flag: bool) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_host_that_went_away_is_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sockets, "connect", lambda options: NoRoute())
+    driver = CoreDriver(ServerOptions("unix:///s"))
+    with pytest.raises(_errors.ServerUnreachable, match="connection was lost"):
+        driver.request("GET", "/1.0")
+    with pytest.raises(_errors.ServerUnreachable, match="connection was lost"):
+        driver.transport.begin("GET", "/1.0/operations/x/wait", {}).finish()
+    ws = websocket.WebSocket(t.cast(socket.socket, NoRoute()))
+    assert (ws.receive(), ws.closed, ws.deaf) == ([], True, True)
+
+
+def test_a_silent_line_is_asked_for_a_sign_of_life() -> None:
+    wanted = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+    listener = socket.create_server(("127.0.0.1", 0))
+    with listener, sockets.dial("127.0.0.1", listener.getsockname()[1], 5) as sock:
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        idle, gap, count = (sock.getsockopt(socket.IPPROTO_TCP, option) for option in wanted)
+    assert idle + gap * count <= 60

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.mage.lxd.plugins.module_utils._errors import InvalidInput
-from ansible_collections.mage.lxd.plugins.module_utils._server import options
+from ansible_collections.mage.lxd.plugins.module_utils._server import options, ssh
 
 PIN = "ab" * 32
 UNIX = "unix:///s"
@@ -290,3 +290,22 @@ def test_the_environment_names_the_socket(sockets: Make) -> None:
         assert found(**dict(list(every.items())[number:])) == endpoint
     assert options.parse({"endpoint": "/e"}, every).endpoint == "unix:///e"
     assert options.parse({"endpoint": "incus:local"}, every).endpoint == "unix:///b"
+
+
+@pytest.mark.parametrize("endpoint", ["https://me:hunter2@host", "ssh://me:hunter2@host:22/socket"])
+def test_a_password_in_an_endpoint_is_refused_and_not_shown(tmp_path: Path, endpoint: str) -> None:
+    (found,) = [text for text in problems(tmp_path, endpoint=endpoint) if text.startswith("endpoint")]
+    assert "it holds a password" in found
+    assert "hunter2" not in found
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "host"),
+    [("ssh://MyServer", "MyServer"), ("ssh://Me@MyServer:22/s", "MyServer"), ("ssh://[2001:DB8::1]:22", "2001:DB8::1")],
+)
+def test_a_name_in_the_configuration_of_ssh_keeps_its_capitals(
+    endpoint: str, host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tmp_path.chmod(0o700)
+    monkeypatch.setattr(ssh, "_folder", lambda options: str(tmp_path))
+    assert ssh.place_of(options.ServerOptions(endpoint)).ssh()[-1] == host

@@ -127,12 +127,20 @@ class Bridge:
 
     def _run(self) -> None:
         quiet_since = time.monotonic()
-        with contextlib.suppress(EOFError):
+        try:
             while time.monotonic() - quiet_since < IDLE:
                 if self._near.turn(_POLL if not self._near.busy else None, self._bell):
                     self._begin()
                 if self._near.busy:
                     quiet_since = time.monotonic()
+        except (EOFError, OSError):
+            # The other end is gone.
+            pass
+        finally:
+            self._finish()
+
+    def _finish(self) -> None:
+        """Nobody waits for a bridge that is over."""
         with self._lock:
             self.over = True
             left, self._new = self._new, []

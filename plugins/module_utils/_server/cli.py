@@ -53,7 +53,11 @@ class CliDriver:
         self._relay = None if run_by is not None or options.socket_path else Relay(options)
         if self._relay is not None:
             # The client does not say what a server that does not know us wants.
-            transport.greet(options)
+            try:
+                transport.greet(options)
+            except BaseException:
+                self._relay.close()
+                raise
         self._is_here = run_by is None
         path = self._relay.path if self._relay else options.socket_path or ""
         self._runner = run_by or runner.LocalRunner(path)

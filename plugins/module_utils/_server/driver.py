@@ -24,8 +24,11 @@ class Response(t.NamedTuple):
 
     @property
     def json(self) -> dict[str, t.Any]:
-        """The body as the server's envelope: ``type``, ``metadata``, ``operation`` and so on."""
-        value = json.loads(self.body or b"{}")
+        """The body as the server's envelope: ``type``, ``metadata``, ``operation`` and so on. Raises ServerError."""
+        try:
+            value = json.loads(self.body or b"{}")
+        except ValueError as e:
+            raise ServerError(self.status, "what answered is not JSON: is this a server of LXD or Incus?") from e
         return value if isinstance(value, dict) else {}
 
     @property
@@ -111,7 +114,7 @@ def checked(response: Response, request: str) -> Response:
         return response
     try:
         message = str(response.json.get("error") or "")
-    except ValueError:
+    except ServerError:
         message = response.body[:200].decode("utf-8", "replace")
     raise error_for(response.status, message or "no reason given", request)
 

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import io
@@ -16,7 +17,7 @@ import selectors
 import time
 import typing as t
 
-from .._errors import DeadlinePassed, NotFound, ServerError, ServerUnreachable
+from .._errors import DeadlinePassed, MageError, NotFound, ServerError, ServerUnreachable
 from .driver import Completed, Response, api, error_for
 from .transport import Pending, Transport
 from .websocket import BINARY, TEXT, WebSocket
@@ -101,10 +102,19 @@ class Command:
 
 def run(transport: Transport, command: Command, start: t.Callable[[dict[str, t.Any]], Response]) -> Completed:
     """Run a command to its end. ``start`` posts its body. Raises DeadlinePassed after having killed it."""
+    return _run(transport, command, start, functools.partial(_kill_all, transport, command, start))
+
+
+def _run(
+    transport: Transport,
+    command: Command,
+    start: t.Callable[[dict[str, t.Any]], Response],
+    kill_all: t.Callable[[], None],
+) -> Completed:
     operation = start(command.body()).metadata or {}
     identifier = str(operation.get("id", ""))
     keys = (operation.get("metadata") or {}).get("fds") or {}
-    session = _Session(transport.options.endpoint, command, functools.partial(_kill_all, transport, command, start))
+    session = _Session(transport.options.endpoint, command, kill_all)
     try:
         session.pending = transport.begin("GET", api("operations", identifier, "wait"), {"timeout": "-1"})
         names = (CONTROL, STDIN, STDOUT, STDERR)
@@ -118,7 +128,10 @@ def run(transport: Transport, command: Command, start: t.Callable[[dict[str, t.A
 
 def _kill_all(transport: Transport, command: Command, start: t.Callable[[dict[str, t.Any]], Response]) -> None:
     """Kill a command with all that it has started. An instance that has no shell keeps what the command left."""
-    run(transport, command.killer(), start)
+    killer = dataclasses.replace(command.killer(), timeout=GRACE)
+    with contextlib.suppress(MageError):
+        # Whether the command has ended is seen by the command itself.
+        _run(transport, killer, start, lambda: None)
 
 
 class _Session:

@@ -167,6 +167,8 @@ class Mux:
         start = 0
         while len(self._buffer) >= start + HEAD.size:
             number, kind, size = HEAD.unpack_from(self._buffer, start)
+            if size > CHUNK:
+                raise EOFError("something else than frames came")
             end = start + HEAD.size + size
             if len(self._buffer) < end:
                 break

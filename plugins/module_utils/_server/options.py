@@ -148,6 +148,9 @@ def _remote(endpoint: str, environment: t.Mapping[str, str], problems: Problems)
         return found
     if endpoint.startswith("/"):
         endpoint = "unix://" + endpoint
+    if _has_password(endpoint):
+        problems.add_text("endpoint: it holds a password: ssh:// takes keys and agents, https:// certificates")
+        return remotes.Remote("")
     if not _is_endpoint(endpoint):
         problems.add("endpoint", endpoint, ENDPOINT_RULE)
         return remotes.Remote("")
@@ -189,6 +192,12 @@ def _token(value: t.Any, problems: Problems) -> t.Optional[tokens.Token]:
     except ValueError as e:
         problems.add_text(f"trust_token: {e}")
         return None
+
+
+def _has_password(endpoint: str) -> bool:
+    """Whether it must not be shown to anybody."""
+    scheme, _slashes, rest = endpoint.partition("://")
+    return scheme in ("https", "ssh") and ":" in rest.partition("/")[0].rpartition("@")[0]
 
 
 def _is_endpoint(endpoint: str) -> bool:

@@ -23,6 +23,8 @@ from . import sockets
 from .options import ServerOptions
 
 _CHUNK = 1 << 16
+# An AF_UNIX path has at most 107 bytes.
+_LONGEST_PLACE = 107 - len("/mage-12345678/unix.socket")
 
 
 class Relay:
@@ -34,7 +36,7 @@ class Relay:
     def __init__(self, options: ServerOptions) -> None:
         self.options = options
         self.cause: t.Optional[ServerUnreachable] = None
-        self._folder = tempfile.mkdtemp(prefix="mage-")
+        self._folder = tempfile.mkdtemp(prefix="mage-", dir=_place())
         self.path = os.path.join(self._folder, "unix.socket")
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(self.path)
@@ -67,6 +69,11 @@ class Relay:
             with far, contextlib.suppress(OSError):
                 # A peer that goes away in mid-sentence is what the other one will see, too.
                 _pump(near, far)
+
+
+def _place() -> t.Optional[str]:
+    """Where the folder is made: where temporary files belong, unless no socket can have a path that long."""
+    return None if len(os.fsencode(tempfile.gettempdir())) <= _LONGEST_PLACE else "/tmp"
 
 
 def _pump(near: socket.socket, far: socket.socket) -> None:

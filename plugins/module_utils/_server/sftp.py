@@ -13,7 +13,6 @@ import dataclasses
 import errno
 import os
 import socket
-import ssl
 import stat
 import struct
 import typing as t
@@ -29,7 +28,6 @@ _INIT, _VERSION, _OPEN, _CLOSE, _READ, _WRITE, _FSTAT, _FSETSTAT, _REMOVE = 1, 2
 _EXTENDED, _STATUS, _HANDLE, _DATA, _ATTRS = 200, 101, 102, 103, 105
 _OK, _EOF, _NO_SUCH_FILE, _DENIED = 0, 1, 2, 3
 _HAS_SIZE, _HAS_OWNER, _HAS_MODE = 0x1, 0x2, 0x4
-_LOST = (ConnectionError, TimeoutError, socket.timeout, ssl.SSLError)
 
 
 class Refused(OSError):
@@ -166,7 +164,7 @@ class Session:
     def _send(self, kind: int, body: bytes) -> None:
         try:
             self._sock.sendall(struct.pack("!IB", len(body) + 1, kind) + body)
-        except _LOST as e:
+        except OSError as e:
             raise self._lost() from e
 
     def _packet(self) -> tuple[int, bytes]:
@@ -181,7 +179,7 @@ class Session:
         while len(self._buffer) < count:
             try:
                 part = self._sock.recv(1 << 18)
-            except _LOST as e:
+            except OSError as e:
                 raise self._lost() from e
             if not part:
                 raise self._lost()

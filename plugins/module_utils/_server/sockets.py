@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import grp
 import hashlib
 import io
@@ -23,6 +24,8 @@ from .._errors import DeadlinePassed, ServerUnreachable
 from .options import ServerOptions
 
 DEFAULT_PORT = 8443
+# Seconds before a silent line is asked for a sign of life, between the questions, and how often.
+_KEEPALIVE = {"TCP_KEEPIDLE": 20, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 _PEM = re.compile("-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 
 
@@ -48,6 +51,17 @@ class Deadline:
         return DeadlinePassed(f"{self.what}: no answer after {self.seconds:g} s")
 
 
+@contextlib.contextmanager
+def _lost() -> t.Iterator[None]:
+    """Have every way in which a line breaks look like one: a host that was there may have no route any more."""
+    try:
+        yield
+    except (TimeoutError, socket.timeout, BlockingIOError, ConnectionError, ssl.SSLError):
+        raise
+    except OSError as e:
+        raise ConnectionResetError(e.errno, e.strerror) from e
+
+
 class TimedSocket:
     """A socket as http.client wants it, each read and write of which ends with the call's deadline."""
 
@@ -63,14 +77,16 @@ class TimedSocket:
         view = memoryview(data)
         while view:
             self.sock.settimeout(self.deadline.remaining())
-            view = view[self.sock.send(view) :]
+            with _lost():
+                view = view[self.sock.send(view) :]
 
     def arrived(self) -> bool:
         """Whether data or the end is there to be read. TLS has messages of its own, which select takes for data."""
         if not self._early:
             self.sock.settimeout(0)
             try:
-                self._early = self.sock.recv(1)
+                with _lost():
+                    self._early = self.sock.recv(1)
             except (BlockingIOError, ssl.SSLWantReadError):
                 return False
         return True
@@ -82,7 +98,8 @@ class TimedSocket:
         data, self._early = self._early, b""
         while data:
             try:
-                more = self.sock.recv(1 << 16)
+                with _lost():
+                    more = self.sock.recv(1 << 16)
             except (BlockingIOError, ssl.SSLWantReadError):
                 break
             if not more:
@@ -96,7 +113,8 @@ class TimedSocket:
             buffer[:1], self._early = self._early, b""
             return 1
         self.sock.settimeout(self.deadline.remaining())
-        return self.sock.recv_into(buffer)
+        with _lost():
+            return self.sock.recv_into(buffer)
 
     def makefile(self, *args: t.Any, **kwargs: t.Any) -> io.BufferedReader:
         """A reader of the answer. http.client opens one for each."""
@@ -169,9 +187,8 @@ def _connect_tls(options: ServerOptions, timeout: float) -> socket.socket:
     url = urllib.parse.urlsplit(options.endpoint)
     host = url.hostname or ""
     context = tls_context(options)
-    sock = socket.create_connection((host, url.port or DEFAULT_PORT), timeout=timeout)
+    sock = dial(host, url.port or DEFAULT_PORT, timeout)
     try:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         wrapped = context.wrap_socket(sock, server_hostname=host)
     except BaseException:
         sock.close()
@@ -182,6 +199,18 @@ def _connect_tls(options: ServerOptions, timeout: float) -> socket.socket:
         wrapped.close()
         raise
     return wrapped
+
+
+def dial(host: str, port: int, timeout: float) -> socket.socket:
+    """A TCP connection that notices within a minute that the other end is gone: a command may be silent for longer."""
+    sock = socket.create_connection((host, port), timeout=timeout)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE.items():
+        # Not every controller is a Linux.
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    return sock
 
 
 def tls_context(options: ServerOptions) -> ssl.SSLContext:

@@ -84,7 +84,11 @@ def place_of(options: ServerOptions) -> Place:
     path = urllib.parse.unquote(url.path) if url.path != "/" else ""
     # Whose agent, configuration and known hosts count, is the same for all that one user does.
     name = hashlib.sha256("\0".join((options.endpoint, *arguments)).encode()).hexdigest()[:16]
-    return Place(url.hostname or "", (*user, *port), path, arguments, os.path.join(_folder(options), name))
+    # As it was written: names in the user's configuration have capitals.
+    authority = url.netloc.rpartition("@")[2]
+    start = authority.lower().find(url.hostname or "")
+    host = authority[start : start + len(url.hostname or "")]
+    return Place(host, (*user, *port), path, arguments, os.path.join(_folder(options), name))
 
 
 def _folder(options: ServerOptions) -> str:

@@ -23,7 +23,8 @@ CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _LONGEST_HEAD = 65536
 _WAIT = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
-_LOST = (ConnectionError, ssl.SSLError)
+# Beside ConnectionError: no route any more to a host that was there before, and the like.
+_LOST = OSError
 
 
 class Message(t.NamedTuple):
@@ -215,7 +216,8 @@ class Handshake:
         """Read the answer's head, and what has come with it. Raises ServerError, ServerUnreachable."""
         status, headers, rest = _head(self._sock, self._endpoint)
         if status != 101:
-            checked(Response(status if status >= 400 else 502, headers, rest), "GET " + self._path)
+            body = _body(self._sock, headers, rest)
+            checked(Response(status if status >= 400 else 502, headers, body), "GET " + self._path)
         return headers, rest
 
 
@@ -229,4 +231,18 @@ def _head(sock: socket.socket, endpoint: str) -> tuple[int, dict[str, str], byte
     head, _end, rest = data.partition(b"\r\n\r\n")
     first, *lines = head.decode("latin-1").split("\r\n")
     headers = {name.strip().lower(): value.strip() for name, _colon, value in (line.partition(":") for line in lines)}
-    return int(first.split(" ")[1]), headers, rest
+    status = first.split(" ")[1:2]
+    if not first.startswith("HTTP/1.") or not status or not status[0].isdigit():
+        raise ServerUnreachable(endpoint, "what answers there does not speak HTTP")
+    return int(status[0]), headers, rest
+
+
+def _body(sock: socket.socket, headers: t.Mapping[str, str], rest: bytes) -> bytes:
+    """What a refusal says: it may come after the head."""
+    size = headers.get("content-length", "")
+    while size.isdigit() and len(rest) < min(int(size), _LONGEST_HEAD):
+        part = sock.recv(65536)
+        if not part:
+            break
+        rest += part
+    return rest
