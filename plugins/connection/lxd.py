@@ -127,6 +127,8 @@ display = Display()
 # Exit codes of a command that SIGKILL or SIGTERM has ended: by somebody's will, or because the instance goes down.
 _KILLED = (137, 143)
 _MOMENT = 0.3
+# Seconds that become has to ask for a password, and to take it.
+_PROMPT = 30.0
 _GOING = "the instance is going down"
 # What a server says of an instance in which no process can be started any more, or yet.
 _NO_PID = "Failed to retrieve PID of executing child process"
@@ -345,6 +347,7 @@ class _Password:
 
     def __init__(self, become: t.Any) -> None:
         self._become = become
+        self._end = time.monotonic() + _PROMPT
         self._answered_at: t.Optional[tuple[int, int]] = None
 
     def __call__(self, stdout: bytes, stderr: bytes) -> tuple[bool, bytes]:
@@ -360,7 +363,11 @@ class _Password:
             if self._answered_at:
                 raise AnsibleAuthenticationFailure(f"Incorrect {become.name} password")
             self._answered_at = (len(stdout), len(stderr))
+            self._end = time.monotonic() + _PROMPT
             return False, to_bytes(become.get_option("become_pass") or "") + b"\n"
+        if time.monotonic() > self._end:
+            done = "it took the password and did nothing" if self._answered_at else "it asked for no password"
+            raise AnsibleError(f"{become.name}: after {_PROMPT:g} s, {done}")
         return False, b""
 
 

@@ -124,3 +124,28 @@ def test_a_deadline_is_kept_although_nothing_can_be_killed(tmp_path: Path, monke
     thread.start()
     thread.join(10)
     assert told == ["web: sleep 9: not done after 0.1 s; it did not even end when killed"]
+
+
+def test_a_gate_is_asked_again_while_nothing_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(execution, "PATIENCE", 0.1)
+    asked: list[bytes] = []
+
+    def gate(stdout: bytes, stderr: bytes) -> tuple[bool, bytes]:
+        asked.append(stdout + stderr)
+        if len(asked) > 3:
+            raise _errors.DeadlinePassed("no prompt")
+        return False, b""
+
+    Stuck(tmp_path / "socket", b"")
+    driver = CoreDriver(ServerOptions(f"unix://{tmp_path}/socket"))
+    told: list[str] = []
+
+    def execute() -> None:
+        with pytest.raises(_errors.DeadlinePassed) as raised:
+            driver.execute("web", ["su"], gate=gate)
+        told.append(str(raised.value))
+
+    thread = threading.Thread(target=execute, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert told == ["no prompt"]

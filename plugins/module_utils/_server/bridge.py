@@ -230,7 +230,7 @@ def _carry(trunk: Trunk, far: socket.socket, early: bytes) -> None:
     far.setblocking(False)
     with contextlib.suppress(OSError, EOFError):
         while True:
-            _wait(trunk, far if listening else None, inbox)
+            _wait(trunk, far, inbox, listening=listening)
             trunk.flush()
             if len(inbox) < mux.WINDOW:
                 inbox += trunk.read()
@@ -263,12 +263,18 @@ def _send_on(trunk: Trunk, far: socket.socket) -> bool:
     return bool(data)
 
 
-def _wait(trunk: Trunk, far: t.Optional[socket.socket], inbox: bytearray, timeout: t.Optional[float] = None) -> None:
+def _wait(
+    trunk: Trunk,
+    far: t.Optional[socket.socket],
+    inbox: bytearray,
+    timeout: t.Optional[float] = None,
+    listening: bool = True,
+) -> None:
     """Until something can be moved."""
     with selectors.DefaultSelector() as selector:
         for watched, events in trunk.watched(len(inbox) < mux.WINDOW):
             selector.register(watched, events)
-        events = (mux.WRITE if inbox else 0) | (mux.READ if far and trunk.unsent < mux.WINDOW else 0)
+        events = (mux.WRITE if inbox else 0) | (mux.READ if listening and trunk.unsent < mux.WINDOW else 0)
         if far is not None and events:
             selector.register(far, events)
         selector.select(0 if trunk.waiting() else timeout)

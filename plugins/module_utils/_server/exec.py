@@ -56,13 +56,18 @@ class Gate(t.Protocol):
     """Holds a command's stdin back, and speaks to its prompts instead, until it lets go."""
 
     def __call__(self, stdout: bytes, stderr: bytes) -> tuple[bool, bytes]:
-        """From all output so far: whether stdin may flow now, and what to send before. May raise."""
+        """From all output so far: whether stdin may flow now, and what to send before. May raise.
+
+        Asked at each output, and after every second without any.
+        """
 
 
 # Says, from the ends of stdout and stderr, that all of a command's output has come. One that stays nevertheless is not
 # waited for: the client of LXD 5.0 sometimes does.
 Ended = t.Callable[[bytes, bytes], bool]
 LINGERING = 1.0
+# Seconds after which a gate is asked again.
+PATIENCE = 1.0
 TAIL = 4096
 
 
@@ -207,10 +212,7 @@ class _Session:
                     selector.register(ws, events, name)
             if self.pending is not None and self._operation is None:
                 selector.register(self.pending, selectors.EVENT_READ, "operation")
-            left = None if self._end is None else max(0.0, self._end - time.monotonic())
-            if self._has_ended():
-                left = LINGERING if left is None else min(LINGERING, left)
-            ready = {key.data: events for key, events in selector.select(0 if instant else left)}
+            ready = {key.data: events for key, events in selector.select(0 if instant else self._patience())}
         for name, ws in self.sockets.items():
             events = ready.get(name, 0)
             if events & selectors.EVENT_WRITE:
@@ -221,6 +223,13 @@ class _Session:
         if "operation" in ready:
             self._finish()
         return instant or bool(ready)
+
+    def _patience(self) -> t.Optional[float]:
+        """How long to wait for more."""
+        limits = [] if self._end is None else [max(0.0, self._end - time.monotonic())]
+        limits += [] if self._gate is None else [PATIENCE]
+        limits += [LINGERING] if self._has_ended() else []
+        return min(limits, default=None)
 
     def _receive(self, name: str, ws: WebSocket) -> None:
         messages = ws.receive()

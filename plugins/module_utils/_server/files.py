@@ -8,13 +8,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import posixpath
 import secrets
 import typing as t
 
-from .._errors import CommandFailed, InvalidInput, ServerError
+from .._errors import CommandFailed, InvalidInput, MageError, ServerError
 from .._values import show
 from .driver import Completed
 
@@ -72,7 +73,9 @@ def deliver(
         write(temporary, place.request("push"))
         renamed = _rename(execute, temporary, place, size)
     except BaseException:
-        forget(temporary)
+        # What went wrong before is what the user has to know.
+        with contextlib.suppress(MageError):
+            forget(temporary)
         raise
     if not renamed:
         forget(temporary)

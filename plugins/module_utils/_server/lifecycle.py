@@ -146,7 +146,7 @@ def pull_folder(driver: Driver, name: str, source: str, target: str, project: st
             if entry.isdir():
                 os.makedirs(place, exist_ok=True)
             elif entry.issym():
-                links.append((entry.linkname, place))
+                links.append(entry)
             else:
                 content = tar.extractfile(entry)
                 if content is not None:
@@ -154,15 +154,23 @@ def pull_folder(driver: Driver, name: str, source: str, target: str, project: st
                         file.write(content.read())
                     os.chmod(place, entry.mode & 0o777)
     # Last of all, so that nothing is written through a link.
-    for link, place in links:
-        os.symlink(link, place)
+    for entry in links:
+        os.symlink(entry.linkname, _inside(target, entry.name, name))
 
 
 def _inside(target: str, entry: str, name: str) -> str:
+    """Where an entry is put. A link that stands there, as from an earlier copy, is removed."""
     parts = [part for part in entry.split("/") if part not in ("", ".")]
     if entry.startswith("/") or ".." in parts:
         raise InvalidInput([f"{name}: {entry!r} would land outside of {target}"])
-    return os.path.join(target, *parts)
+    place = target
+    for part in parts:
+        if place != target and os.path.islink(place):
+            raise InvalidInput([f"{name}: {entry!r} would land behind the link {place}"])
+        place = os.path.join(place, part)
+    if place != target and os.path.islink(place):
+        os.unlink(place)
+    return place
 
 
 def _run(driver: Driver, name: str, project: str, argv: t.Sequence[str], stdin: bytes) -> bytes:

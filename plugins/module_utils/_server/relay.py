@@ -63,6 +63,7 @@ class Relay:
         with near:
             try:
                 far = sockets.connect(self.options)
+                self.cause = None
             except ServerUnreachable as e:
                 self.cause = e
                 return

@@ -63,7 +63,7 @@ class RestDriver(CoreDriver):
         self.requests.append((method, path))
         data, sent = encoded(body, headers)
         limit = timeout or self.options.request_timeout
-        with _translated(self.options, f"{method} {path}", limit):
+        with self._explained(), _translated(self.options, f"{method} {path}", limit):
             answer = self._session.request(
                 method,
                 self._base + path,
@@ -75,6 +75,14 @@ class RestDriver(CoreDriver):
         lowered = {name.lower(): value for name, value in answer.headers.items()}
         with trust.explained(self.options):
             return checked(Response(answer.status_code, lowered, answer.content), f"{method} {path}")
+
+    @contextlib.contextmanager
+    def _explained(self) -> t.Iterator[None]:
+        """Who speaks through the relay only sees the line drop."""
+        try:
+            yield
+        except ServerUnreachable as e:
+            raise (self._relay and self._relay.cause) or e from e.__cause__
 
     def close(self) -> None:
         """Let go of every connection."""

@@ -17,7 +17,7 @@ import typing as t
 
 from .._errors import ServerError, ServerUnreachable
 from .driver import Completed
-from .exec import LINGERING, TAIL, Ended, Gate
+from .exec import LINGERING, PATIENCE, TAIL, Ended, Gate
 from .sockets import Deadline
 
 CHUNK = 1 << 16
@@ -193,6 +193,8 @@ class _Pipes:
     def _patience(self, deadline: Deadline) -> t.Optional[float]:
         """How long to wait for more."""
         left = deadline.remaining()
+        if self._gate is not None:
+            left = PATIENCE if left is None else min(PATIENCE, left)
         if not self._has_ended():
             return left
         return LINGERING if left is None else min(LINGERING, left)

@@ -61,9 +61,16 @@ def _rename(session: sftp.Session, temporary: str, place: Place) -> None:
     try:
         session.rename(temporary, place.path)
     except sftp.Refused as e:
-        if session.attributes(session.open(place.path, sftp.READ)).is_directory:
+        if _is_directory(session, place.path):
             raise CommandFailed([place.request("push")], 1, f"{place.path} is a directory") from e
         raise
+
+
+def _is_directory(session: sftp.Session, path: str) -> bool:
+    try:
+        return session.attributes(session.open(path, sftp.READ)).is_directory
+    except sftp.Refused:
+        return False
 
 
 def _forget(transport: Transport, place: Place, temporary: str) -> None:
