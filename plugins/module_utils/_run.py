@@ -56,11 +56,10 @@ def run(job: Job[D, S, P]) -> None:
         module.no_log_values.update(filter(None, server_secrets))
         module.params.update(job.hidden(params))
     try:
-        server = options.parse(params)
-        context = Context(params, module.check_mode, server)
-        desired = job.parse(params, server.project)
+        server, desired = _parsed(job, params)
     except _errors.InvalidInput as error:
         module.fail_json(msg=_listed("Invalid input", error.problems), problems=list(error.problems))
+    context = Context(params, module.check_mode, server)
     try:
         result = _converge(job, desired, context, module)
     except _errors.InvalidInput as error:
@@ -72,6 +71,19 @@ def run(job: Job[D, S, P]) -> None:
     if result.get("failures"):
         module.fail_json(msg=_listed("Failed", result["failures"]), **result)
     module.exit_json(**result)
+
+
+def _parsed(job: Job[D, S, P], params: t.Mapping[str, t.Any]) -> tuple[options.ServerOptions, D]:
+    """The server and what is asked of it. Raises InvalidInput with the mistakes in both."""
+    try:
+        server = options.parse(params)
+    except _errors.InvalidInput as error:
+        try:
+            job.parse(params, "default")
+        except _errors.InvalidInput as other:
+            raise _errors.InvalidInput([*error.problems, *other.problems]) from error
+        raise
+    return server, job.parse(params, server.project)
 
 
 def _converge(job: Job[D, S, P], desired: D, context: Context, module: AnsibleModule) -> dict[str, t.Any]:

@@ -71,13 +71,25 @@ class Outcome:
         return not (self.error or self.killed or self.failures)
 
 
+def _desired(items: t.Sequence[Raw], more: t.Mapping[str, t.Any]) -> spec.Desired:
+    defaults = {name: option["default"] for name, option in spec.ARGUMENTS.items() if "default" in option}
+    return spec.parse({**defaults, "timeout": 60, "instances": list(items), **more}, "default")
+
+
+def foreseen(driver: MemoryDriver, items: t.Sequence[Raw], **more: t.Any) -> list[Raw]:
+    """What check mode returns as the instances."""
+    desired = _desired(items, more)
+    context = Context({}, True, ServerOptions("memory"), driver)
+    observed = apply.observe(desired, context)
+    return list(apply.result(desired, observed, plan(desired, observed, True), None)["instances"])
+
+
 def run(driver: MemoryDriver, items: t.Sequence[Raw], **more: t.Any) -> Outcome:
     """Observe, plan, apply."""
-    defaults = {name: option["default"] for name, option in spec.ARGUMENTS.items() if "default" in option}
     planned = None
     with fast_time():
         try:
-            desired = spec.parse({**defaults, "timeout": 60, "instances": list(items), **more}, "default")
+            desired = _desired(items, more)
             context = Context({}, False, ServerOptions("memory"), driver)
             observed = apply.observe(desired, context)
             planned = plan(desired, observed, False)

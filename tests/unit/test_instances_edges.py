@@ -191,3 +191,59 @@ def test_a_command_that_hangs_does_not_outlive_the_deadline(monkeypatch: pytest.
     outcome = run(Store(), {**A, "wait_for": [{"exec": ["hangs"]}]}, timeout=100)
     assert "exec: hangs: not so after 100 s" in outcome.failures[0]
     assert sum(limits) <= 102
+
+
+def test_what_was_made_just_now_is_not_restarted() -> None:
+    """Somebody takes its address in the same moment, so that it gets another one."""
+    store = prepared({**A, "state": "stopped"})
+    taken: list[str] = []
+
+    def meanwhile(_number: int) -> None:
+        web = store.instances.get(("default", "web"))
+        if web and web["status"] == "Running" and not taken:
+            taken.append(web["devices"]["eth0"]["ipv4.address"])
+            store.find("default", "a").update(status="Running", devices={"eth0": dict(web["devices"]["eth0"])})
+
+    web = {"name": "web", "image": IMAGE, "state": "restarted", "hostnames": ["web.example.org"]}
+    outcome = convergence.run(MemoryDriver(store, meanwhile=meanwhile), [web])
+    assert outcome.ok, outcome
+    assert actions(outcome) == {"web": ["create", "start", "update"]}
+    assert len(set(convergence.pins(store))) == 2
+
+
+def test_a_long_list_has_time_left_for_what_was_raced() -> None:
+    """The deadline is one for what is tried again, not for the list."""
+    slow = [0.0]
+
+    def meanwhile(number: int) -> None:
+        if number > start and not slow[0]:
+            slow[0] = 1.0
+            time.sleep(1000)
+
+    probe = MemoryDriver(Store())
+    assert convergence.run(probe, [A]).ok
+    start = first(probe, "POST") - 1
+    driver = MemoryDriver(Store(), {start + 1: Fault.LOST}, meanwhile)
+    assert convergence.run(driver, [A], timeout=60).ok
+
+
+def test_check_mode_tells_what_will_be() -> None:
+    store = prepared({**A, "hostnames": ["a.example.org"]}, B)
+    items = [{**A}, {"name": "b", "state": "absent"}, {**VM, "name": "d"}, {**A, "name": "e", "state": "stopped"}]
+    told = convergence.foreseen(MemoryDriver(store), items)
+    outcome = run(store, *items)
+    assert outcome.report is not None
+    for before, after in zip(told, outcome.report.values["instances"]):
+        same = ("name", "status", "type", "keys", "changed", "actions", "restart_required", "error")
+        pins = [[one for one in value["addresses"] if one["pinned"]] for value in (before, after)]
+        # Its image and its networks are known when it is there.
+        groups = [
+            {one for one in value["groups"] if not one.startswith(("os", "network"))} for value in (before, after)
+        ]
+        if before["name"] == "a":
+            assert before["address"] == after["address"]
+        assert ({key: before[key] for key in same}, pins[0], groups[0]) == (
+            {key: after[key] for key in same},
+            pins[1],
+            groups[1],
+        )

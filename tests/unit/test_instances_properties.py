@@ -132,3 +132,22 @@ def test_what_its_owner_declares_no_longer_goes_and_nothing_else(
     again = MemoryDriver(store)
     assert convergence.run(again, then, owner="site", prune=True).ok
     assert again.writes == []
+
+
+@given(a_server(), a_list())
+def test_check_mode_tells_what_the_run_does(store: Store, items: list[Raw]) -> None:
+    asked = MemoryDriver(store)
+    told = convergence.foreseen(asked, items)
+    assert asked.writes == []
+    outcome = convergence.run(MemoryDriver(store), items)
+    assert outcome.ok
+    if outcome.report is None:
+        return
+    same = ("name", "inventory_name", "status", "type", "changed", "actions", "restart_required", "error", "keys")
+    for before, after in zip(told, outcome.report.values["instances"]):
+        # Some of the record is known only when it is there.
+        before["keys"].pop("user.mage.managed", None)
+        after["keys"].pop("user.mage.managed", None)
+        assert {key: before[key] for key in same} == {key: after[key] for key in same}
+        pins = [[one for one in value["addresses"] if one["pinned"]] for value in (before, after)]
+        assert pins[0] == pins[1]

@@ -29,6 +29,9 @@ def test_secret_parameters_are_not_told(monkeypatch: pytest.MonkeyPatch, capsys:
     said = refused(monkeypatch, capsys, params)
     result = json.loads(said)
     assert result["failed"]
+    # The mistakes in both, at once.
+    assert len(result["problems"]) == 3
+    assert result["problems"][-1].startswith('instances[0].name: "a.b": ')
     # What is no secret is told as it is, though it stands beside one.
     told = result["invocation"]["module_args"]
     assert told["instances"][0]["config"]["user.plain"] == "plain-value"

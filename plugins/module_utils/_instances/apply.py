@@ -76,10 +76,12 @@ class _Run:
     def carry_out(self, planned: Plan) -> Report:
         """All rounds, and the report."""
         first = _changes(planned)
-        deadline = time.monotonic() + self.desired.timeout
+        deadline: t.Optional[float] = None
         changes = self._brought(planned)
         while changes:
             self._round(changes)
+            # The first round takes as long as the list is.
+            deadline = deadline or time.monotonic() + self.desired.timeout
             again = self._again(changes)
             if not again or time.monotonic() > deadline:
                 self._tell_of_shared_addresses(again)
@@ -233,7 +235,7 @@ class _Run:
         found = []
         for item in items:
             old, now = self.before.find(item.project, item.name), seen.find(item.project, item.name)
-            done = item.state == "restarted" and old and now and old.last_used != now.last_used and now.running
+            done = item.state == "restarted" and now and now.running and (not old or old.last_used != now.last_used)
             found.append(dataclasses.replace(item, state="started") if done else item)
         return found
 

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import typing as t
 
 from .. import _keys
@@ -269,9 +268,3 @@ def _body(
     if item.ephemeral is not None:
         body["ephemeral"] = item.ephemeral
     return body
-
-
-def without(desired: Desired, names: t.Container[str]) -> Desired:
-    """The list without some of its items, and without pruning."""
-    kept = tuple(item for item in desired.items if item.name not in names)
-    return dataclasses.replace(desired, items=kept, prune=False, warnings=())

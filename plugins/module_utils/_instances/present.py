@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import typing as t
 
 from .. import _inventory, _keys
@@ -57,10 +58,7 @@ def _presented(
     existing = snapshot.find(item.project, item.name) or blank(item)
     value = found(existing, snapshot)
     if change and not carried_out:
-        target = desired_update(item, existing, change.pins, change.notes)
-        keys = {key: text for key, text in {**value["keys"], **target.config}.items() if text and key in _keys.ALL}
-        status = STATUS[item.state]
-        value.update(status=status, keys=keys, **_address_values(_planned(snapshot.addresses(existing), change.pins)))
+        value.update(_foreseen(item, existing, snapshot, change))
     value.update(
         inventory_name=item.inventory_name,
         changed=bool(change and change.steps),
@@ -69,6 +67,24 @@ def _presented(
         restart_required=_restart_required(existing, change, carried_out),
     )
     return value
+
+
+def _foreseen(item: InstanceSpec, existing: Instance, snapshot: Snapshot, change: InstanceChange) -> dict[str, t.Any]:
+    """What will be said of it when the change is carried out."""
+    if item.state == "absent":
+        return found(blank(item), snapshot)
+    target = desired_update(item, existing, change.pins, change.notes)
+    config = {key: text for key, text in {**existing.config, **target.config}.items() if text}
+    profiles = tuple(change.body.get("profiles") or ("default",)) if change.body else target.profiles
+    profiles = existing.profiles if profiles is None else profiles
+    future = dataclasses.replace(existing, status=STATUS[item.state], config=config, profiles=profiles)
+    planned = _planned(snapshot.addresses(existing), change.pins, target.drop_devices, future.running)
+    return {
+        "status": future.status,
+        "groups": list(_inventory.groups(future)),
+        "keys": {key: text for key, text in config.items() if key in _keys.ALL},
+        **_address_values(planned),
+    }
 
 
 def _restart_required(existing: Instance, change: t.Optional[InstanceChange], carried_out: bool) -> list[str]:
@@ -83,8 +99,10 @@ def _address_values(addresses: t.Sequence[Address]) -> dict[str, t.Any]:
     return {"address": ipv4[0] if ipv4 else "", "addresses": [one._asdict() for one in addresses]}
 
 
-def _planned(now: t.Sequence[Address], pins: Devices) -> list[Address]:
-    kept = [one for one in now if one.family != 4 or one.device not in pins]
+def _planned(now: t.Sequence[Address], pins: Devices, dropped: t.Container[str], runs: bool) -> list[Address]:
+    """A pin that goes leaves the address that it has until it stops."""
+    kept = [one._replace(pinned=one.pinned and one.device not in dropped) for one in now]
+    kept = [one for one in kept if (one.pinned or runs) and (one.family != 4 or one.device not in pins)]
     for device, options in pins.items():
         network = options.get("network") or options.get("parent") or ""
         kept.append(Address(device, network, 4, options["ipv4.address"], True))
