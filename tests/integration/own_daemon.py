@@ -90,14 +90,20 @@ def own_daemon(name: str, folder: Path) -> t.Iterator[OwnDaemon]:
 def _forget_cgroups() -> None:
     """Containers that end with their machine leave empty groups behind."""
     ours = server.own_prefix().partition("-")[0]
-    for group in Path("/sys/fs/cgroup").glob("**/lxc.*.*"):
-        if group.name.startswith((f"lxc.payload.{ours}-", f"lxc.monitor.{ours}-")):
-            # What is frozen cannot even die.
-            for name, word in (("freezer.state", "THAWED"), ("cgroup.freeze", "0")):
-                if (group / name).exists():
-                    (group / name).write_text(word, encoding="ascii")
-            for folder, _folders, _files in os.walk(group, topdown=False):
-                _remove(folder)
+    # Groups of others come and go meanwhile: walk() goes on then.
+    for top, names, _files in list(os.walk("/sys/fs/cgroup")):
+        for name in names:
+            if name.startswith((f"lxc.payload.{ours}-", f"lxc.monitor.{ours}-")):
+                _forget(Path(top, name))
+
+
+def _forget(group: Path) -> None:
+    # What is frozen cannot even die.
+    for name, word in (("freezer.state", "THAWED"), ("cgroup.freeze", "0")):
+        with contextlib.suppress(FileNotFoundError), (group / name).open("r+", encoding="ascii") as file:
+            file.write(word)
+    for folder, _folders, _files in os.walk(group, topdown=False):
+        _remove(folder)
 
 
 def _remove(folder: str) -> None:
@@ -106,6 +112,8 @@ def _remove(folder: str) -> None:
     while True:
         try:
             os.rmdir(folder)
+            return
+        except FileNotFoundError:
             return
         except OSError as error:
             if error.errno != errno.EBUSY or time.monotonic() > deadline:
