@@ -185,6 +185,12 @@ def test_an_error_under_a_good_status_is_an_error(scripted: t.Callable[..., Core
     assert not isinstance(raised.value, _errors.NotFound)
 
 
+def test_what_a_guest_wrote_is_no_error_of_the_server(scripted: t.Callable[..., CoreDriver]) -> None:
+    log = b'{"type":"error","error_code":404,"error":"said the guest"}'
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nContent-Length: %d\r\n\r\n" % len(log)
+    assert scripted(say(head + log)).request("GET", "/1.0/instances/x/console").body == log
+
+
 def test_an_answer_that_comes_in_parts_is_waited_for(scripted: t.Callable[..., CoreDriver]) -> None:
     parts = [
         b"HTTP/1.1 200 OK\r\nTransfer-",

@@ -106,7 +106,9 @@ _FAILED = b'{"type":"error",'
 
 def checked(response: Response, request: str) -> Response:
     """The response, or the exception for its status. ``request`` is told in the message (``GET /1.0/…``)."""
-    if response.body.startswith(_FAILED) and response.status < 400:
+    # A console's log is what the guest wrote.
+    is_raw = response.headers.get("content-type") == "application/octet-stream"
+    if response.body.startswith(_FAILED) and response.status < 400 and not is_raw:
         # Incus answers 200 before it knows how an operation ends. No NotFound: it is not the operation that is missing.
         envelope = response.json
         raise ServerError(int(envelope.get("error_code") or 500), str(envelope.get("error")), request)
