@@ -119,8 +119,10 @@ from ansible.utils.display import Display
 from ansible_collections.mage.lxd.plugins.module_utils import _errors
 from ansible_collections.mage.lxd.plugins.module_utils._server import connect, options
 from ansible_collections.mage.lxd.plugins.module_utils._server.driver import Completed
-from ansible_collections.mage.lxd.plugins.module_utils._server.files import Place
 from ansible_collections.mage.lxd.plugins.plugin_utils import _accounts, _local
+
+if t.TYPE_CHECKING:
+    from ansible_collections.mage.lxd.plugins.module_utils._server.files import Place
 
 display = Display()
 
@@ -318,6 +320,9 @@ class Connection(ConnectionBase):
             raise self._file_failure(e, f"cannot read {in_path}") from None
 
     def _place(self, path: str, mode: int, account: _accounts.Account) -> Place:
+        # A plugin is loaded for every task, and most of them move no file.
+        from ansible_collections.mage.lxd.plugins.module_utils._server.files import Place
+
         absolute = os.path.normpath(os.path.join("/", to_text(path)))
         return Place(self._instance, absolute, self._door.options.project, mode, account.uid, account.gid)
 

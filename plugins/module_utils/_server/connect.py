@@ -13,7 +13,7 @@ import importlib.util
 import typing as t
 
 from .._errors import NoBridge, ServerError, ServerUnreachable
-from . import runner, sockets
+from . import sockets
 from .core import CoreDriver
 from .options import ServerOptions
 
@@ -26,8 +26,7 @@ if t.TYPE_CHECKING:
 
 def connect(options: ServerOptions) -> Door:
     """The driver of modules. Raises MissingLibrary, ServerUnreachable."""
-    has_pylxd = importlib.util.find_spec("pylxd") is not None
-    if options.driver == "cli" or (options.driver == "auto" and not has_pylxd and runner.local_client()):
+    if options.driver == "cli" or (options.driver == "auto" and not _has_pylxd() and _has_client()):
         return _cli(options)
     from .rest import RestDriver
 
@@ -51,6 +50,16 @@ def connect_core(options: ServerOptions) -> Door:
     return CoreDriver(options)
 
 
+def _has_pylxd() -> bool:
+    return importlib.util.find_spec("pylxd") is not None
+
+
+def _has_client() -> bool:
+    from .runner import local_client
+
+    return local_client() is not None
+
+
 def _cli(options: ServerOptions) -> CliDriver:
     """Imported only where it is asked for: a connection plugin is loaded for every task."""
     if options.via:
@@ -63,6 +72,7 @@ def _cli(options: ServerOptions) -> CliDriver:
 def _inside(options: ServerOptions) -> CliDriver:
     """The client program in the last instance of ``via``, which the server around runs. The outermost server is
     spoken to directly. Raises ServerUnreachable."""
+    from . import runner
     from .cli import CliDriver
     from .nested import around_failed, parent
 

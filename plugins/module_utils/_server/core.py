@@ -4,7 +4,10 @@
 
 # This code is private to mage.lxd: it may change without notice.
 
-"""A driver of the standard library alone: importing pylxd would cost a connection plugin 0.1 s at every task."""
+"""A driver of the standard library alone: importing pylxd would cost a connection plugin 0.1 s at every task.
+
+For the same reason what moves files is imported with the first of them.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,13 @@ import json
 import typing as t
 
 from . import exec as execution
-from . import files, transfer, trust
+from . import trust
 from .driver import Completed, Response, api, checked
 from .options import ServerOptions
 from .transport import Transport, lowered
+
+if t.TYPE_CHECKING:
+    from . import files
 
 
 class CoreDriver:
@@ -91,10 +97,13 @@ class CoreDriver:
         gid: int = 0,
     ) -> None:
         """Write a file in an instance."""
+        from . import files
+
         self.push_stream(files.Place(instance, path, project, mode, uid, gid), io.BytesIO(data), len(data))
 
     def push_stream(self, place: files.Place, data: t.BinaryIO, size: int) -> None:
         """Write ``size`` bytes of an open file to a file in an instance."""
+        from . import files, transfer
 
         def execute(argv: t.Sequence[str]) -> Completed:
             return self.execute(place.instance, argv, place.project, cwd="/", timeout=files.TIMEOUT)
@@ -104,12 +113,16 @@ class CoreDriver:
 
     def pull(self, instance: str, path: str, project: str = "default") -> bytes:
         """Read a file of an instance. Raises NotFound."""
+        from . import files
+
         output = io.BytesIO()
         self.pull_stream(files.Place(instance, path, project), output)
         return output.getvalue()
 
     def pull_stream(self, place: files.Place, output: t.BinaryIO) -> None:
         """Write a file's content to an open file. Raises NotFound."""
+        from . import transfer
+
         with trust.explained(self.options):
             transfer.pull(self.transport, place, output)
 

@@ -119,12 +119,12 @@ def _run(
     operation = start(command.body()).metadata or {}
     identifier = str(operation.get("id", ""))
     keys = (operation.get("metadata") or {}).get("fds") or {}
-    session = _Session(transport.options.endpoint, command, kill_all)
+    ask = functools.partial(transport.begin, "GET", api("operations", identifier, "wait"), {"timeout": "-1"})
+    session = _Session(transport.options.endpoint, command, kill_all, ask)
     try:
-        session.pending = transport.begin("GET", api("operations", identifier, "wait"), {"timeout": "-1"})
         names = (CONTROL, STDIN, STDOUT, STDERR)
         secrets_of = [{"secret": str(keys.get(name, ""))} for name in names]
-        opened = transport.upgrade(api("operations", identifier, "websocket"), secrets_of)
+        opened = transport.upgrade(api("operations", identifier, "websocket"), secrets_of, session.ask_for_end)
         session.sockets = dict(zip(names, opened))
         return session.loop()
     finally:
@@ -142,12 +142,15 @@ def _kill_all(transport: Transport, command: Command, start: t.Callable[[dict[st
 class _Session:
     """One running command: four websockets and the answer that tells its end, in one loop."""
 
-    def __init__(self, endpoint: str, command: Command, kill_all: t.Callable[[], None]) -> None:
+    def __init__(
+        self, endpoint: str, command: Command, kill_all: t.Callable[[], None], ask: t.Callable[[], Pending]
+    ) -> None:
         self.sockets: dict[str, WebSocket] = {}
         self.pending: t.Optional[Pending] = None
         self._endpoint = endpoint
         self._command = command
         self._kill_all = kill_all
+        self._ask = ask
         self._gate = command.gate
         stdin = command.stdin
         self._stdin: t.Optional[t.BinaryIO] = io.BytesIO(stdin) if isinstance(stdin, (bytes, bytearray)) else stdin
@@ -157,6 +160,10 @@ class _Session:
         self._operation: t.Optional[dict[str, t.Any]] = None
         self._end: t.Optional[float] = None
         self._killed = False
+
+    def ask_for_end(self) -> None:
+        """Before the command can have ended: a server soon forgets how one did."""
+        self.pending = self._ask()
 
     def loop(self) -> Completed:
         """Move bytes until the command has ended and all of its output is here."""

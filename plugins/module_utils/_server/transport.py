@@ -199,8 +199,10 @@ class Transport:
             raise
         return Pending(connection, f"{method} {path}", self._keep)
 
-    def upgrade(self, path: str, queries: t.Sequence[t.Mapping[str, str]]) -> list[websocket.WebSocket]:
-        """Open a websocket for each query, all at once."""
+    def upgrade(
+        self, path: str, queries: t.Sequence[t.Mapping[str, str]], meanwhile: t.Callable[[], object] = lambda: None
+    ) -> list[websocket.WebSocket]:
+        """Open a websocket for each query, all at once. ``meanwhile`` is called when all have been asked for."""
         self.greet()
         socks: list[socket.socket] = []
         try:
@@ -212,6 +214,7 @@ class Transport:
                 with translated(self.options):
                     where = target(path, query)
                     started.append(websocket.Handshake(socks[-1], where, host_of(self.options), self.options.shown))
+            meanwhile()
             with translated(self.options):
                 return [handshake.finish() for handshake in started]
         except BaseException:

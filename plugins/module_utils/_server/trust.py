@@ -14,7 +14,6 @@ import typing as t
 from .._errors import ServerError, ServerUnreachable
 from .driver import Response, api
 from .options import ServerOptions
-from .tokens import read_token
 
 # Newer LXD and Incus take a token as what it is. LXD up to 5.0 takes it for a password.
 _EXPLICIT = "explicit_trust_token"
@@ -43,6 +42,8 @@ def _server(ask: Ask) -> dict[str, t.Any]:
 
 def _use(text: str, info: t.Mapping[str, t.Any], ask: Ask) -> str:
     """Show the token to the server. Returns why it was refused, if it was."""
+    from .tokens import read_token
+
     token, text = read_token(text), "".join(text.split())
     try:
         if token.kind:
