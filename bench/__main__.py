@@ -29,22 +29,24 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     signal.signal(signal.SIGHUP, lambda *_: sys.exit(129))
     head = machine.description()
-    with Place() as place:
-        jobs = [job(place) for job in JOBS if not wanted.jobs or job.name in wanted.jobs]
-        rows: list[harness.Row] = []
-        limits: list[harness.Limit] = []
-        for number, job in enumerate(jobs):
-            job.runs = wanted.runs or job.runs
-            started = time.monotonic()
-            print(f"{job.name}: {job.runs} runs …", end=" ", file=sys.stderr, flush=True)
-            found, beside = harness.run(job)
-            print(f"{time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
-            rows += found
-            limits += beside
-            place.leave({job.room} - {later.room for later in jobs[number + 1 :]})
-    print(head, harness.table(rows), sep="\n\n")
-    for limit in limits:
-        print(harness.limit_line(limit))
+    rows: list[harness.Row] = []
+    limits: list[harness.Limit] = []
+    try:
+        with Place() as place:
+            jobs = [job(place) for job in JOBS if not wanted.jobs or job.name in wanted.jobs]
+            for number, job in enumerate(jobs):
+                job.runs = wanted.runs or job.runs
+                started = time.monotonic()
+                print(f"{job.name}: {job.runs} runs …", end=" ", file=sys.stderr, flush=True)
+                found, beside = harness.run(job)
+                print(f"{time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+                rows += found
+                limits += beside
+                place.leave({job.room} - {later.room for later in jobs[number + 1 :]})
+    finally:
+        # What an interrupted run has measured took long enough.
+        if rows:
+            print(head, harness.table(rows), *[harness.limit_line(limit) for limit in limits], sep="\n\n")
 
 
 try:

@@ -42,6 +42,8 @@ class OwnDaemon:
     machine: host_bare.BareMachine
     log: Path
     process: t.Optional[subprocess.Popen[bytes]] = None
+    # What its instances begin with, and nobody else's do.
+    prefix: str = dataclasses.field(default_factory=server.own_prefix)
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
@@ -65,7 +67,7 @@ class OwnDaemon:
         """The instances' wing on it, in this process."""
         client = (*self.machine.prefix, DAEMONS[self.name][1])
         socket = f"unix:///proc/{self.machine.pid}/root/var/lib/{self.name}/unix.socket"
-        return Engine(doors.Server(self.name, client), ServerOptions(socket), server.own_prefix())
+        return Engine(doors.Server(self.name, client), ServerOptions(socket), self.prefix)
 
 
 @contextlib.contextmanager
@@ -84,16 +86,15 @@ def own_daemon(name: str, folder: Path) -> t.Iterator[OwnDaemon]:
             if own.process:
                 own.process.kill()
                 own.process.wait()
-    _forget_cgroups()
+    _forget_cgroups(own.prefix)
 
 
-def _forget_cgroups() -> None:
+def _forget_cgroups(prefix: str) -> None:
     """Containers that end with their machine leave empty groups behind."""
-    ours = server.own_prefix().partition("-")[0]
     # Groups of others come and go meanwhile: walk() goes on then.
     for top, names, _files in list(os.walk("/sys/fs/cgroup")):
         for name in names:
-            if name.startswith((f"lxc.payload.{ours}-", f"lxc.monitor.{ours}-")):
+            if name.startswith((f"lxc.payload.{prefix}-", f"lxc.monitor.{prefix}-")):
                 _forget(Path(top, name))
 
 
