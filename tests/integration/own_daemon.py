@@ -92,19 +92,24 @@ def own_daemon(name: str, folder: Path) -> t.Iterator[OwnDaemon]:
 def _forget_cgroups(prefix: str) -> None:
     """Containers that end with their machine leave empty groups behind."""
     # Groups of others come and go meanwhile: walk() goes on then.
-    for top, names, _files in list(os.walk("/sys/fs/cgroup")):
-        for name in names:
-            if name.startswith((f"lxc.payload.{prefix}-", f"lxc.monitor.{prefix}-")):
-                _forget(Path(top, name))
+    groups = [
+        Path(top, name)
+        for top, names, _files in os.walk("/sys/fs/cgroup")
+        for name in names
+        if name.startswith((f"lxc.payload.{prefix}-", f"lxc.monitor.{prefix}-"))
+    ]
+    # What is frozen cannot even die, and it is frozen in one hierarchy of several.
+    for group in groups:
+        _thaw(group)
+    for group in groups:
+        for folder, _folders, _files in os.walk(group, topdown=False):
+            _remove(folder)
 
 
-def _forget(group: Path) -> None:
-    # What is frozen cannot even die.
+def _thaw(group: Path) -> None:
     for name, word in (("freezer.state", "THAWED"), ("cgroup.freeze", "0")):
         with contextlib.suppress(FileNotFoundError), (group / name).open("r+", encoding="ascii") as file:
             file.write(word)
-    for folder, _folders, _files in os.walk(group, topdown=False):
-        _remove(folder)
 
 
 def _remove(folder: str) -> None:
