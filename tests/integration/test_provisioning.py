@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import subprocess
@@ -22,6 +23,8 @@ Run = t.Callable[..., PlaybookRun]
 Query = t.Callable[..., t.Any]
 Unique = t.Callable[[str], str]
 
+# What a token says of its server, and the containers know it by.
+PIN = "5c" * 32
 PLAY = """
 - hosts: localhost
   gather_facts: false
@@ -179,13 +182,21 @@ def test_mistakes_are_told_before_the_proxy_is_made(site: Site, lxd_query: Query
 @pytest.mark.parametrize(
     ("connection", "endpoint", "door"),
     [
-        ("local", "unix:///var/lib/lxd/unix.socket", {"endpoint": "unix:///var/lib/lxd/unix.socket", "driver": "cli"}),
+        (
+            "local",
+            "unix:///var/lib/lxd/unix.socket",
+            {"endpoint": "unix:///var/lib/lxd/unix.socket", "driver": "cli", "server_fingerprint": PIN},
+        ),
         (
             "ssh ansible_user=ops ansible_port=2222",
             "unix:///var/lib/lxd/unix.socket",
             {"endpoint": "ssh://ops@elsewhere:2222/var/lib/lxd/unix.socket", "ssh_args": ""},
         ),
-        ("ssh", "https://server.example:8443", {"endpoint": "https://server.example:8443", "driver": "cli"}),
+        (
+            "ssh",
+            "https://server.example:8443",
+            {"endpoint": "https://server.example:8443", "driver": "cli", "server_fingerprint": PIN},
+        ),
         (
             "mage.lxd.lxd ansible_lxd_via=outer,middle",
             "unix:///var/lib/lxd/unix.socket",
@@ -205,7 +216,8 @@ def test_the_way_to_the_containers_of_a_host(
       ansible.builtin.debug:
         msg: "{{{{ __lxd_provisioning_door }}}}"
 """
-    said = {"lxd_provisioning_driver": "cli", "lxd_provisioning_trust_token": "once"}
+    token = base64.b64encode(json.dumps({"fingerprint": PIN}).encode()).decode()
+    said = {"lxd_provisioning_driver": "cli", "lxd_provisioning_trust_token": token}
     seen = {"__lxd_provisioning_seen": {"server": {"endpoint": endpoint}}}
     done = run_playbook(play, inventory=f"elsewhere ansible_connection={connection}\n", extra_vars={**said, **seen})
     way = done.succeeded().result("Say it", "elsewhere")["msg"]
