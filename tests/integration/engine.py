@@ -14,6 +14,7 @@ from ansible_collections.mage.lxd.plugins.module_utils._context import Context, 
 from ansible_collections.mage.lxd.plugins.module_utils._instances import apply, info, spec
 from ansible_collections.mage.lxd.plugins.module_utils._instances.plan import plan
 from ansible_collections.mage.lxd.plugins.module_utils._plan import Plan
+from ansible_collections.mage.lxd.plugins.module_utils._server.driver import Driver
 from ansible_collections.mage.lxd.plugins.module_utils._server.options import ServerOptions
 from ansible_collections.mage.lxd.plugins.module_utils._server.rest import RestDriver
 from ansible_collections.mage.lxd.tests.integration.doors import Server
@@ -72,6 +73,20 @@ class Done:
         return next(value["actions"] for value in self.values if value["name"] == name)
 
 
+def converge(
+    driver: Driver, options: ServerOptions, *items: Raw, check: bool = False, **more: t.Any
+) -> tuple[Plan, t.Optional[Report], list[Raw]]:
+    """Observe, plan, apply, as a task would over this driver: the plan, the report if something was done, and the
+    instances. Raises what the module would fail with before it changes anything."""
+    defaults = {name: option["default"] for name, option in spec.ARGUMENTS.items() if "default" in option}
+    desired = spec.parse({**defaults, "timeout": 60, "instances": list(items), **more}, "default")
+    context = Context({}, check, options, driver)
+    observed = apply.observe(desired, context)
+    planned = plan(desired, observed, check)
+    report = apply.apply(desired, observed, planned, context) if planned.changed and not check else None
+    return planned, report, apply.result(desired, observed, planned, report)["instances"]
+
+
 @dataclasses.dataclass(frozen=True)
 class Engine:
     """One server: called as a task would call the module, and asked by its own client."""
@@ -87,20 +102,14 @@ class Engine:
         return {"name": self.name(suffix), "image": self.server.image, **fields}
 
     def run(self, *items: Raw, check: bool = False, meddle: t.Any = None, **more: t.Any) -> Done:
-        """Observe, plan, apply. Raises what the module would fail with before it changes anything."""
-        defaults = {name: option["default"] for name, option in spec.ARGUMENTS.items() if "default" in option}
-        desired = spec.parse({**defaults, "timeout": 60, "instances": list(items), **more}, "default")
+        """See ``converge``."""
         driver = MeddlingDriver(self.options)
         if meddle:
             driver.meddle = meddle
-        context = Context({}, check, self.options, driver)
         try:
-            observed = apply.observe(desired, context)
-            planned = plan(desired, observed, check)
-            report = apply.apply(desired, observed, planned, context) if planned.changed and not check else None
-            values = apply.result(desired, observed, planned, report)["instances"]
+            planned, report, values = converge(driver, self.options, *items, check=check, **more)
         finally:
-            context.close()
+            driver.close()
         return Done(planned, report, values, driver.requests, driver.busiest)
 
     def info(self, **asked: t.Any) -> tuple[dict[str, t.Any], list[tuple[str, str]]]:

@@ -12,10 +12,13 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.mage.lxd.plugins.module_utils import _errors
-from ansible_collections.mage.lxd.plugins.module_utils._server import lifecycle, operations
+from ansible_collections.mage.lxd.plugins.module_utils._context import Report
+from ansible_collections.mage.lxd.plugins.module_utils._server import folders
 from ansible_collections.mage.lxd.plugins.module_utils._server.driver import api
+from ansible_collections.mage.lxd.plugins.module_utils._server.options import ServerOptions
 from ansible_collections.mage.lxd.tests.integration import server, table
 from ansible_collections.mage.lxd.tests.integration.doors import DOORS, Doors, Driver, Server
+from ansible_collections.mage.lxd.tests.integration.engine import Raw, converge
 from ansible_collections.mage.lxd.tests.integration.playbook import ROOT
 
 # Its PID 1 does not know this signal: it cannot be asked to stop.
@@ -27,38 +30,59 @@ def status(host: Server, name: str) -> str:
     return str(host.query(f"/1.0/instances/{name}")["status"])
 
 
-def life(driver: Driver, host: Server, name: str, folder: Path, done: t.Callable[[str], None]) -> None:
+class Life:
+    """One instance through one door: made true by the module's engine, and entered by the driver."""
+
+    def __init__(self, driver: Driver, way: ServerOptions, host: Server, name: str) -> None:
+        self.driver = driver
+        self.way = way
+        self.name = name
+        self.image = host.image
+
+    def converge(self, timeout: int = 60, **fields: t.Any) -> tuple[Report, Raw]:
+        """Make the instance what ``fields`` say: the report, and what is told of it."""
+        item = {"name": self.name, "image": self.image, "wait_for": [], **fields}
+        planned, report, (value,) = converge(self.driver, self.way, item, timeout=timeout)
+        assert report, f"{fields}: nothing was to be done; {planned}"
+        return report, value
+
+    def become(self, **fields: t.Any) -> Raw:
+        """The same where nothing may go wrong, or need force."""
+        report, value = self.converge(**fields)
+        assert (report.failures, report.warnings) == ((), ())
+        return value
+
+
+def life(one: Life, host: Server, folder: Path, done: t.Callable[[str], None]) -> None:
     """Each operation, read back by the server's own client or by the instance itself."""
-    source = {"type": "image", "alias": host.image}
-    operations.run(driver, "POST", api("instances"), body={"name": name, "source": source, "config": DEAF})
+    driver, name = one.driver, one.name
+    one.become(state="stopped", config=DEAF)
     assert status(host, name) == "Stopped"
     done("create")
-    lifecycle.update(driver, name, {"config": {"user.a": "ä b"}, "description": "of the doors"})
+    fields: Raw = {"config": {**DEAF, "user.a": "ä b"}, "description": "of the doors"}
+    one.become(state="stopped", **fields)
     found = host.query(f"/1.0/instances/{name}")
     assert (found["config"]["user.a"], found["description"]) == ("ä b", "of the doors")
     done("update")
-    lifecycle.start(driver, name)
+    one.become(**fields)
     assert status(host, name) == "Running"
     done("start")
-    assert lifecycle.state(driver, name)["status"] == "Running"
+    state = driver.request("GET", api("instances", name, "state")).metadata
+    assert (state["status"], state["pid"] > 0) == ("Running", True)
     done("state")
     found = driver.request("GET", api("instances", name)).metadata
     assert (found["config"]["user.a"], found["config"]["raw.lxc"]) == ("ä b", DEAF["raw.lxc"])
     done("configuration")
-    address = lifecycle.wait_for_address(driver, name, timeout=40)
+    address = one.become(wait_for=["address"], **fields)["address"]
     said = driver.execute(name, ["ip", "-o", "-4", "address", "show", "dev", "eth0"]).stdout.decode()
     assert f"inet {address}/" in said
     done("wait for address")
-    assert lifecycle.wait_for_cloud_init(driver, name) is False
-    driver.push(
-        name, "/usr/bin/cloud-init", b'#!/bin/sh\n[ "$*" = "status --wait" ] && exit $(cat /root/rc)', mode=0o755
-    )
-    for rc in ("0", "2"):
-        driver.push(name, "/root/rc", rc.encode())
-        assert lifecycle.wait_for_cloud_init(driver, name) is True
-    driver.push(name, "/root/rc", b"1")
-    with pytest.raises(_errors.CommandFailed):
-        lifecycle.wait_for_cloud_init(driver, name)
+    driver.push(name, "/usr/bin/cloud-init", b"#!/bin/sh\ncat /root/said\n", mode=0o755)
+    driver.push(name, "/root/said", b"status: error\ndetail: no luck\n")
+    failed, _value = one.converge(wait_for=["cloud-init"], **fields)
+    assert "cloud-init failed: no luck" in "".join(failed.failures)
+    driver.push(name, "/root/said", b"status: done\n")
+    one.become(wait_for=["cloud-init"], **fields)
     done("wait for cloud-init")
     assert driver.execute(name, ["sh", "-c", "cat; echo no >&2; exit 3"], stdin=b"\0\xff") == (3, b"\0\xff", b"no\n")
     done("execute")
@@ -76,25 +100,24 @@ def life(driver: Driver, host: Server, name: str, folder: Path, done: t.Callable
     (here / "sub dir" / "run").write_text("#!/bin/sh\n")
     (here / "sub dir" / "run").chmod(0o755)
     (here / "link").symlink_to("sub dir/run")
-    lifecycle.push_folder(driver, name, str(here), "/root/there/deep")
+    folders.push(driver, name, str(here), "/root/there/deep")
     there = driver.execute(name, ["sh", "-c", "cd /root/there/deep; stat -c '%a %u' 'sub dir/run'; readlink link"])
     assert there.stdout.decode().splitlines() == ["755 0", "sub dir/run"]
     done("push folder")
-    lifecycle.pull_folder(driver, name, "/root/there/deep", str(back))
+    folders.pull(driver, name, "/root/there/deep", str(back))
     assert server.run("diff", "-r", str(here), str(back)) == ""
     assert (back / "sub dir" / "run").stat().st_mode & 0o777 == 0o755
     done("pull folder")
-    with pytest.raises(_errors.DeadlinePassed, match="not stopped after asked 2 times, 1 s each; last state: Running"):
-        lifecycle.stop(driver, name, timeout=1, retries=1)
-    lifecycle.stop(driver, name, force=True)
-    assert status(host, name) == "Stopped"
+    forced, _value = one.converge(state="stopped", timeout=6, **fields)
+    assert "did not shut down in 3 s" in "".join(forced.warnings)
+    assert (forced.failures, status(host, name)) == ((), "Stopped")
     done("stop, forced")
-    lifecycle.update(driver, name, {"config": {"raw.lxc": ""}})
-    lifecycle.start(driver, name)
-    lifecycle.stop(driver, name, timeout=20, retries=1)
+    del fields["config"]["raw.lxc"]
+    one.become(**fields)
+    one.become(state="stopped", **fields)
     assert status(host, name) == "Stopped"
     done("stop, graceful")
-    lifecycle.delete(driver, name)
+    one.become(state="absent")
     with pytest.raises(RuntimeError, match="not found"):
         status(host, name)
     done("delete")
@@ -111,18 +134,19 @@ def lives(
     names = {item.name for item in request.session.items}
     wanted = [door for door in DOORS if {f"test_a_life_through_a_door[{door}]", COMPARED} & names]
     # Ways are opened one after another.
-    hosts = {door: doors.way(DOORS[door][1])[0] for door in wanted}
+    ways = {door: doors.way(DOORS[door][1]) for door in wanted}
     folder = tmp_path_factory.mktemp("lives")
 
     def live(door: str) -> None:
         own, name = folder / door, server.own_prefix()
         own.mkdir()
+        host, way = ways[door]
         driver = doors.driver(door)
         try:
-            life(driver, hosts[door], name, own, lambda operation: table.note(door, operation))
+            life(Life(driver, way, host, name), host, own, lambda operation: table.note(door, operation))
         finally:
             driver.close()
-            hosts[door].delete(name)
+            host.delete(name)
 
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         yield {door: pool.submit(live, door) for door in wanted}

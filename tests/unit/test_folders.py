@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.mage.lxd.plugins.module_utils._errors import InvalidInput, ServerError, ServerUnreachable
-from ansible_collections.mage.lxd.plugins.module_utils._server import files, lifecycle, sftp, transfer
+from ansible_collections.mage.lxd.plugins.module_utils._server import files, folders, sftp, transfer
 from ansible_collections.mage.lxd.plugins.module_utils._server.driver import Completed
 
 
@@ -37,7 +37,7 @@ class Tar:
 
 
 def pull(target: Path, **entries: t.Union[bytes, str]) -> None:
-    lifecycle.pull_folder(t.cast(t.Any, Tar(**entries)), "web", "/srv", str(target))
+    folders.pull(t.cast(t.Any, Tar(**entries)), "web", "/srv", str(target))
 
 
 def test_what_was_copied_is_copied_again(tmp_path: Path) -> None:
