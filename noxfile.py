@@ -9,6 +9,7 @@ Sessions use the checkout's own .venv, so nothing is installed twice.
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import nox
@@ -21,13 +22,15 @@ ENVIRONMENT = {
 }
 
 nox.options.default_venv_backend = "none"
-nox.options.sessions = ["lint", "docs", "sanity", "unit", "integration", "molecule"]
+nox.options.sessions = ["lint", "docs", "sanity", "unit", "cores", "aside", "integration", "molecule"]
 nox.options.error_on_missing_interpreters = True
 
 
 def run(session: nox.Session, *command: str) -> None:
     """Run a tool of .venv, with this checkout as the collection."""
-    session.run(*command, env=ENVIRONMENT, external=True)
+    # nox itself looks along the caller's PATH, where .venv need not be.
+    program = shutil.which(command[0], path=ENVIRONMENT["PATH"]) or command[0]
+    session.run(program, *command[1:], env=ENVIRONMENT, external=True)
 
 
 def found(pattern: str) -> list[str]:
@@ -85,14 +88,34 @@ def sanity(session: nox.Session) -> None:
 
 @nox.session
 def unit(session: nox.Session) -> None:
-    """Pure code: no root, seconds."""
+    """Pure code: no root."""
     run(session, "pytest", "tests/unit", *session.posargs)
 
 
 @nox.session
+def cores(session: nox.Session) -> None:
+    """Every ansible-core that is promised, each in an environment under .cache: needs Incus, and nothing of LXD."""
+    run(session, "pytest", "tests/cores", *session.posargs)
+
+
+@nox.session
+def aside(session: nox.Session) -> None:
+    """What is done on real servers, and publishes nothing: scripts/test starts them, and runs this beside the rest."""
+    run(session, "pytest", "tests/integration", "-m", "aside", *session.posargs)
+
+
+@nox.session
+def nightly(session: nox.Session) -> None:
+    """Every property test with 10,000 cases, drawn anew in each run: hours. Not among the default sessions."""
+    tests = [path for path in found("tests/unit/test_*.py") if "@given" in (ROOT / path).read_text(encoding="utf-8")]
+    environment = {**ENVIRONMENT, "HYPOTHESIS_PROFILE": "nightly"}
+    session.run("pytest", "-m", "hypothesis", *tests, *session.posargs, env=environment, external=True)
+
+
+@nox.session
 def integration(session: nox.Session) -> None:
-    """The real server, firewall and proxy: scripts/test starts what they need."""
-    run(session, "pytest", "tests/integration", *session.posargs)
+    """What is done on real servers, and published: the firewall, the proxy, the roles, the demo."""
+    run(session, "pytest", "tests/integration", "-m", "not aside", *session.posargs)
 
 
 @nox.session

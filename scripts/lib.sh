@@ -6,6 +6,8 @@
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 VENV="$ROOT/.venv"
 export ROOT VENV
+# Root by su lacks its own folders, and a login may bring a language that is not installed, which Ansible refuses.
+export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin" LC_ALL=C.UTF-8
 export ANSIBLE_COLLECTIONS_PATH="$ROOT/.tree"
 export ANSIBLE_CONFIG="$ROOT/ansible.cfg"
 
@@ -15,6 +17,21 @@ fail() { printf '\nerror: %s\n' "$*" >&2; exit 1; }
 
 need_root() { [ "$(id -u)" = 0 ] || fail "$(basename "$0") installs packages and manages the firewall: run it as root"; }
 
+# apt COMMAND...: apt-get, which waits while a new machine updates itself, and repairs what an interrupted one has left.
+apt() {
+    local answer try
+    for ((try = 1; ; try++)); do
+        if answer=$(DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=300 "$@" 2>&1); then return 0; fi
+        case $answer in
+            *"dpkg --configure -a"*) DEBIAN_FRONTEND=noninteractive dpkg --configure -a >/dev/null 2>&1 || true ;;
+            *"Could not get lock"*) [ "$try" -gt 1 ] || note "Waiting for another apt"; sleep 5 ;;
+            *) break ;;
+        esac
+        [ "$try" -lt 60 ] || break
+    done
+    fail "apt-get $* failed: $(tail -n 5 <<<"$answer")"
+}
+
 # apt_install PACKAGE...: installs only those that are missing.
 apt_install() {
     local missing=() package answer
@@ -23,9 +40,8 @@ apt_install() {
     done
     [ "${#missing[@]}" = 0 ] && return 0
     say "Installing Debian packages: ${missing[*]}"
-    apt-get update -q >/dev/null || fail "apt-get update failed: is a Debian mirror in reach?"
-    answer=$(DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${missing[@]}" 2>&1) ||
-        fail "apt-get install ${missing[*]} failed: $(tail -n 5 <<<"$answer")"
+    apt update
+    apt install -y --no-install-recommends "${missing[@]}"
 }
 
 # make_tree: a collection is only found under ansible_collections/NAMESPACE/NAME.

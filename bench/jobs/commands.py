@@ -28,7 +28,11 @@ class Raw(Job):
     room = "commands"
     title = "raw: true, a loop item"
     runs = 9
-    peers = (Peer("peer", "", 0.5), Peer("ansible", "against a connection that does nothing"))
+    peers = (
+        Peer("peer", "", 0.5),
+        Peer("bare", "against a connection that does the floor's exec"),
+        Peer("ansible", "against a connection that does nothing"),
+    )
     floor_limit = 1.3
 
     def __init__(self, place: Place) -> None:
@@ -49,6 +53,7 @@ class Raw(Job):
             OURS: lambda: item(OUR_CONNECTION),
             "peer": lambda: item(THEIR_CONNECTION),
             FLOOR: lambda: _exec(room.server, name),
+            "bare": lambda: item("bare_exec"),
             "ansible": lambda: item("nothing"),
         }
 

@@ -18,7 +18,7 @@ from ..room import BUSYBOX, SOCKET, Room, delete_instance, each
 FEW = 20
 MANY = 100
 FORKS = 20
-# The floor's own: more of them are no faster on two cores.
+# As many operations at a time have the floor and ours: more of them are no faster on two cores.
 POOL = 8
 NOTE = "user.note"
 Items = t.Sequence[dict[str, t.Any]]
@@ -38,8 +38,8 @@ class _List(Job):
         return self._place.room(self.room)
 
     def _ours(self, items: Items) -> float:
-        arguments = {"project": self._room.project, "instances": list(items), "defaults": {"image": BUSYBOX}}
-        return self._play(["localhost"], {"name": "all", "mage.lxd.instances": arguments})
+        arguments = {"project": self._room.project, "concurrency": POOL, "defaults": {"image": BUSYBOX}}
+        return self._play(["localhost"], {"name": "all", "mage.lxd.instances": {**arguments, "instances": list(items)}})
 
     def _loop(self, items: Items) -> float:
         task = {"name": "one", "community.general.lxd_container": "{{ arguments }}", "loop": self._theirs(items)}

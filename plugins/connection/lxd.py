@@ -19,8 +19,8 @@ extends_documentation_fragment:
   - mage.lxd.server
   - mage.lxd.server.variables
 notes:
-  - A command that leaves a process behind which holds its output open ends when that process closes it, as with
-    C(lxc exec). Redirect the output of what is to stay.
+  - A command may leave a process behind which holds its output open. LXD then waits for the end of that process; Incus
+    waits a second, and what comes later is lost. Redirect the output of what is to stay.
   - A user other than root, set by O(remote_user), has its own group and no supplementary ones.
 options:
   remote_addr:
@@ -116,6 +116,11 @@ from ansible.module_utils.common.text.converters import to_bytes, to_text
 from ansible.plugins.connection import ConnectionBase
 from ansible.utils.display import Display
 
+from ansible_collections.mage.lxd.plugins.plugin_utils import _compiled
+
+# For all that is imported below.
+_compiled.install()
+
 from ansible_collections.mage.lxd.plugins.module_utils import _errors
 from ansible_collections.mage.lxd.plugins.module_utils._server import connect, options
 from ansible_collections.mage.lxd.plugins.module_utils._server.driver import Completed
@@ -149,28 +154,59 @@ class Connection(ConnectionBase):
     def __init__(self, *args: t.Any, **kwargs: t.Any) -> None:
         super().__init__(*args, **kwargs)
         self._driver: t.Optional[connect.Door] = None
-        self._known: dict[str, _accounts.Account] = {}
+        # What the driver was asked for by, and whom it has found in which instance.
+        self._reached: dict[str, t.Any] = {}
+        self._known: dict[tuple[str, str], _accounts.Account] = {}
+        self._taken: t.Any = None
 
-    def set_options(self, *args: t.Any, **kwargs: t.Any) -> None:
+    def set_options(
+        self, task_keys: t.Any = None, var_options: t.Any = None, direct: t.Any = None, **others: t.Any
+    ) -> None:
         """Take the options. Ansible asks a shell for the user's home, and shells know users by name only."""
-        super().set_options(*args, **kwargs)
+        keywords = self._keywords()
+        task = {key: value for key, value in (task_keys or {}).items() if key in keywords}
+        given = (task, dict(var_options or {}), direct, others)
+        # The items of a loop bring the same again, and Ansible takes as long for it as for the rest of an item.
+        if given != self._taken:
+            super().set_options(task_keys=task, var_options=var_options, direct=direct, **others)
+            self._taken = given
+            if self._driver is not None and self._where() != self._reached:
+                # An item of a loop may be another server's, or another project's.
+                self.close()
+        if task.get("delegate_to") and "ansible_lxd_instance" not in (var_options or {}):
+            # In a delegated task, inventory_hostname is still the host that delegates.
+            self.set_option("remote_addr", task["delegate_to"])
         user = str(self.get_option("remote_user"))
         if user.isdigit() and user != "0":
             with contextlib.suppress(AnsibleConnectionFailure):
                 # If it fails, so does the first command, which tells why.
                 self.set_option("remote_user", self._user().name)
 
+    def _keywords(self) -> set[str]:
+        """What of a task's keywords the options come from."""
+        definitions = self.option_definitions
+        keywords = {str(one["name"]) for definition in definitions.values() for one in definition.get("keyword") or ()}
+        # A task's timeout is that of another thing, and Ansible would take it for the server's.
+        return (keywords | {*definitions, "delegate_to"}) - {"timeout"}
+
     def _connect(self) -> Connection:
         """Find out where the server is. Servers that are not in an instance get nothing before the first command."""
         if self._driver is None:
+            self._reached = self._where()
             try:
-                self._driver = connect.connect_core(
-                    options.parse({name: self.get_option(name) for name in options.NAMES})
-                )
+                self._driver = connect.connect_core(self._server())
             except _errors.MageError as e:
                 raise AnsibleConnectionFailure(f"{self._label}: {e}") from None
             self._connected = True
         return self
+
+    def _server(self) -> options.ServerOptions:
+        """Which server, and how it is reached. Raises InvalidInput."""
+        return options.parse(self._where())
+
+    def _where(self) -> dict[str, t.Any]:
+        """What the options say of the server."""
+        return {name: self.get_option(name) for name in options.NAMES}
 
     @property
     def _instance(self) -> str:
@@ -202,7 +238,8 @@ class Connection(ConnectionBase):
         done = self._run(self._argv(to_text(cmd)), self._user(), in_data or b"", gate)
         if become is not None and done.rc != 0 and not become.check_success(done.stdout):
             _check_passwords(become, done.stderr)
-        return done.rc, done.stdout, done.stderr
+        stdout = done.stdout if gate is None else _after_prompt(become, done.stdout)
+        return done.rc, stdout, done.stderr
 
     def _argv(self, cmd: str) -> list[str]:
         """The command in a shell, in one shell only where Ansible has put one around it already."""
@@ -247,6 +284,9 @@ class Connection(ConnectionBase):
             return done
         except _errors.DeadlinePassed as e:
             raise AnsibleError(str(e)) from None
+        except _errors.InvalidInput as e:
+            # The instance is there, whatever it was asked to run.
+            raise AnsibleError(f"{self._label}: {e}") from None
         except _errors.MageError as e:
             raise self._failure(e) from None
 
@@ -264,13 +304,14 @@ class Connection(ConnectionBase):
         user = str(self.get_option("remote_user") or "root")
         if user in ("root", "0"):
             return _accounts.ROOT
-        if user not in self._known:
+        key = (self._instance, user)
+        if key not in self._known:
             found = self._run(["/bin/sh", "-c", _accounts.LOOKUP, "sh", user], _accounts.ROOT)
             account = _accounts.find(found.stdout.decode("utf-8", "replace"), user)
             if account is None:
                 raise AnsibleConnectionFailure(f"{self._label}: there is no user {user} in the instance")
-            self._known[user] = self._known[account.name] = account
-        return self._known[user]
+            self._known[key] = self._known[self._instance, account.name] = account
+        return self._known[key]
 
     def _failure(self, error: _errors.MageError) -> AnsibleError:
         """What the server refused, as one sentence."""
@@ -343,8 +384,11 @@ class Connection(ConnectionBase):
         self._connected = False
 
     def reset(self) -> None:
-        """Start afresh: the next command opens a new connection and asks for the user again."""
+        """Start afresh: the next command opens a new connection, by a new login, and asks for the user again."""
         self.close()
+        with contextlib.suppress(_errors.MageError):
+            # What is wrong with the server is for the next command to tell.
+            connect.begin_afresh(self._server())
 
 
 class _Password:
@@ -374,6 +418,12 @@ class _Password:
             done = "it took the password and did nothing" if self._answered_at else "it asked for no password"
             raise AnsibleError(f"{become.name}: after {_PROMPT:g} s, {done}")
         return False, b""
+
+
+def _after_prompt(become: t.Any, stdout: bytes) -> bytes:
+    """Output without the prompt and the answer to it, which some programs write to standard output."""
+    _before, success, after = stdout.partition(to_bytes(become.success))
+    return after.partition(b"\n")[2] if success else stdout
 
 
 def _check_passwords(become: t.Any, output: bytes) -> None:

@@ -127,7 +127,8 @@ options:
       - name: ANSIBLE_LXD_PROJECT
   on_unreachable:
     description:
-      - Whether a server that cannot be read is an error, or a warning, and only its instances are missing.
+      - Whether a server that cannot be read, or is not even there, is an error, or a warning, and only its instances
+        are missing. The same for a project. What nobody could mean, as a scheme that is unknown, is always an error.
       - An answer that is not whole is not kept in a cache.
     type: str
     choices: [fail, warn]
@@ -214,7 +215,7 @@ options:
     type: dict
     suboptions:
       status:
-        description: V(Running), V(Stopped), V(Frozen) or V(Error), in any case.
+        description: V(Running), V(Stopped), V(Frozen), V(Error) or what else the server may say, in any case.
         type: list
         elements: str
       type:
@@ -343,14 +344,22 @@ prefer:
   network: 192.0.2.0/24
 """
 
+import dataclasses
 import hashlib
 import json
 import os
+import re
 import typing as t
 
 from ansible.errors import AnsibleError, AnsibleParserError
 from ansible.plugins.inventory import BaseInventoryPlugin, Cacheable, Constructable
+from ansible.plugins.loader import connection_loader
 from ansible.utils.path import unfrackpath
+
+from ansible_collections.mage.lxd.plugins.plugin_utils import _compiled
+
+# For all that is imported below.
+_compiled.install()
 
 from ansible_collections.mage.lxd.plugins.module_utils import _errors
 from ansible_collections.mage.lxd.plugins.module_utils._server import options
@@ -359,6 +368,16 @@ from ansible_collections.mage.lxd.plugins.plugin_utils import _hosts, _inventory
 ENDINGS = ("lxd.yml", "lxd.yaml", "incus.yml", "incus.yaml")
 ENVIRONMENT = {name: f"ANSIBLE_LXD_{name.upper()}" for name in options.NAMES}
 SECTIONS = ("compose", "groups", "keyed_groups")
+# To be raised with every change of what a cache holds: one of another version is no answer.
+LISTING_FORMAT = 2
+# Ansible's words for what is wrong with the options that it reads by itself, and the option that they are about.
+_SETTING = re.compile(r"(?:\bsetting: |\bConfig ')(\w+)")
+_ABOUT = (
+    ("plugin name", "plugin"),
+    ("_uri", "cache_connection"),
+    ("cache dir", "cache_connection"),
+    ("cache", "cache_plugin"),
+)
 
 
 class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
@@ -374,16 +393,44 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
         """Fill the inventory from a file."""
         super().parse(inventory, loader, path, cache)
         try:
-            raw = self.loader.load_from_file(path, cache="none")
-            settings = self._settings(raw if isinstance(raw, dict) else {}, path)
-            self._read_config_data(path)
+            raw = self._load(path)
+            settings = self._settings(raw, path)
+            self._configure(path)
             listing = self._listing(path, raw, settings, cache)
             for warning in listing["warnings"]:
                 self.display.warning(_placed(path, [warning]))
             self._construct(_hosts.add(self.inventory, listing["hosts"]))
+            if any(host["variables"].get("ansible_connection") == self.NAME for host in listing["hosts"]):
+                # Once here, where every task's process is forked from, and not once in each of them.
+                connection_loader.get(self.NAME, class_only=True)
         except _errors.MageError as e:
             # ansible-core 2.19 and newer append every cause to the message, which says it already.
             raise AnsibleParserError(_told(path, e)) from None
+
+    def _load(self, path: str) -> dict[str, t.Any]:
+        """The content of the file."""
+        try:
+            raw = self.loader.load_from_file(path, cache="none")
+        except AnsibleError:
+            where = _positions.mistake(_text(path))
+            if where is None:
+                raise
+            raise AnsibleParserError(f"{path}:{where.line}: is no YAML: {where.what}") from None
+        if not isinstance(raw, dict):
+            raise _errors.InvalidInput(["must be a mapping of options, which begins with plugin: mage.lxd.lxd"])
+        return raw
+
+    def _configure(self, path: str) -> None:
+        """Have Ansible take the options, and make the cache that they name."""
+        try:
+            self._read_config_data(path)
+        except AnsibleError as e:
+            told = " ".join(str(e).split())
+            setting = _SETTING.search(told)
+            if setting and setting[1] in self.option_definitions:
+                raise _errors.InvalidInput([f"{setting[1]}: {told}"]) from e
+            key = next((key for words, key in _ABOUT if words in told), None)
+            raise _errors.InvalidInput([f"{key}: {told}" if key else told]) from e
 
     def _settings(self, raw: dict[str, t.Any], path: str) -> _inventory_file.Settings:
         environment = {name: os.environ[key] for name, key in ENVIRONMENT.items() if os.environ.get(key)}
@@ -393,14 +440,11 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
         )
 
     def _listing(self, path: str, raw: t.Any, settings: _inventory_file.Settings, cache: bool) -> dict[str, t.Any]:
-        """What the servers say, or said when the cache was filled for a file that said the same."""
+        """What the servers say, or said when the cache was filled for a file that said the same of the same servers."""
         if not self.get_option("cache"):
             return self._read(settings)
         key = self.get_cache_key(path)
-        said = [raw, [os.environ.get(name) for name in ENVIRONMENT.values()]]
-        if self.get_option("use_extra_vars"):
-            said.append(self._vars)
-        digest = hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
+        digest = _digest(raw, settings, self._vars if self.get_option("use_extra_vars") else None)
         if cache and key in self._cache and self._cache[key].get("digest") == digest:
             kept: dict[str, t.Any] = json.loads(self._cache[key]["listing"])
             return kept
@@ -454,5 +498,19 @@ def _told(path: str, error: _errors.MageError) -> str:
 
 
 def _placed(path: str, problems: t.Sequence[str]) -> str:
+    return _positions.placed(path, _text(path), problems)
+
+
+def _text(path: str) -> str:
     with open(path, encoding="utf-8", errors="replace") as file:
-        return _positions.placed(path, file.read(), problems)
+        return file.read()
+
+
+def _digest(raw: t.Any, settings: _inventory_file.Settings, extra_vars: t.Any) -> str:
+    """What an answer is the answer to. The environment and the client's remotes have a say in which server it is."""
+    servers = [
+        [one.name, one.projects, one.fails, {**dataclasses.asdict(one.options), "trust_token": None}]
+        for one in settings.servers
+    ]
+    said = [LISTING_FORMAT, raw, servers, settings.absent, extra_vars]
+    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()

@@ -23,6 +23,10 @@ class InvalidInput(MageError):
         super().__init__("; ".join(self.problems))
 
 
+class NotHere(InvalidInput):
+    """What the user wrote can be meant, but what it names is not there: a server, a remote of a client, a file."""
+
+
 class MissingLibrary(MageError):
     """A Python package that the module needs is not there."""
 
@@ -39,6 +43,10 @@ class ServerUnreachable(MageError):
     def __init__(self, endpoint: str, cause: str) -> None:
         self.endpoint = endpoint
         super().__init__(f"Cannot reach the server at {endpoint}: {cause}")
+
+
+class ConnectionLost(ServerUnreachable):
+    """The line broke after a request was sent: the server may have done what was asked, or not."""
 
 
 class NoBridge(ServerUnreachable):

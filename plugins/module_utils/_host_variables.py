@@ -22,6 +22,8 @@ CONNECTION = "mage.lxd.lxd"
 SSH = "ssh"
 # Not for hosts: the project is the instance's own, a token is used once, and secret.
 _NOT_HANDED_ON = frozenset({"endpoint", "project", "trust_token"})
+# Left unsaid, the connection would take these from the environment or ansible.cfg.
+_ALWAYS = frozenset({"via", "driver", "insecure_skip_verify", "ssh_args"})
 # What the server keeps for itself, what has a variable of its own, and what is long and may hold passwords.
 _NOT_IN_CONFIG = (
     "volatile.",
@@ -184,10 +186,10 @@ def connection(
 
 
 def _handed_on(server: ServerOptions) -> dict[str, t.Any]:
-    """The server's other options, where they are not what they are without being said."""
+    """The server's other options."""
     found = {}
     for field in dataclasses.fields(server):
         value = getattr(server, field.name)
-        if field.name not in _NOT_HANDED_ON and value != field.default:
+        if field.name not in _NOT_HANDED_ON and (field.name in _ALWAYS or value != field.default):
             found[f"ansible_lxd_{field.name}"] = list(value) if isinstance(value, tuple) else value
     return found

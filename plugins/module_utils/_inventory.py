@@ -29,7 +29,7 @@ Key = tuple[str, str]
 ALL_GROUP = "lxd_instances"
 DECLARED_GROUP = "lxd_containers"
 # A host of that name would be taken for the controller, or for a group.
-RESERVED = frozenset({"localhost", "all", "ungrouped", ALL_GROUP, DECLARED_GROUP})
+RESERVED = frozenset({"localhost", "127.0.0.1", "::1", "all", "ungrouped", ALL_GROUP, DECLARED_GROUP})
 # Groups that say what the server knows. An instance cannot name itself into them.
 PREFIXES = ("status_", "type_", "project_", "server_", "location_", "profile_", "os_", "release_", "network_")
 # The proxy serves the declared containers, and is none of them.
@@ -38,6 +38,7 @@ NAME_RULE = "must be a name of letters, digits, dots, hyphens and underscores, s
 MOST_GROUPS = 100
 
 _HOST_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,252}", re.ASCII)
+_NOT_IN_HOSTS = re.compile(r"[^A-Za-z0-9_.-]", re.ASCII)
 _GROUP_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,252}", re.ASCII)
 # What Ansible replaces in names of groups: C.INVALID_VARIABLE_NAMES.
 _NOT_IN_GROUPS = re.compile(r"^[\d\W]|[^\w]")
@@ -85,7 +86,7 @@ def hosts(
         found, warnings = names(snapshot.instances)
     made = []
     for one in snapshot.instances if wanted is None else wanted:
-        trusted = one.project not in snapshot.restricted or one.project in place.allowed
+        trusted = snapshot.trusts(one) or one.project in place.allowed
         own = _host_variables.own(one, trusted)
         addresses = snapshot.addresses(one)
         variables = {
@@ -159,6 +160,8 @@ def names(instances: t.Sequence[Instance]) -> tuple[dict[tuple[str, str], str], 
 
 
 def _candidates(wanted: str, project: str, name: str) -> t.Iterator[str]:
+    # A server that lies may say anything, and to older versions of Ansible the name of a host is a template.
+    wanted, project, name = (_NOT_IN_HOSTS.sub("_", one) for one in (wanted, project, name))
     yield from (wanted, name, f"{name}.{project}")
     yield from (f"{name}.{project}.{number}" for number in itertools.count(2))
 

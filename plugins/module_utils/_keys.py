@@ -63,8 +63,11 @@ def decode(config: t.Mapping[str, str], key: str, project: str, name: str) -> De
         if key in _WORDS:
             return Decoded(raw, "", False)
         return Decoded(None, f"{project}/{name}: {key} is not JSON", False)
-    if not _shallow(value, DEEPEST):
-        return Decoded(None, f"{project}/{name}: {key} is nested too deeply", False)
+    if key in _WORDS and isinstance(value, (bool, int, float)):
+        return Decoded(raw, "", False)
+    wrong = _wrong(value, raw)
+    if wrong:
+        return Decoded(None, f"{project}/{name}: {key} {wrong}", False)
     if not isinstance(value, dict) or set(value) != {"for", "value"}:
         return Decoded(value, "", False)
     if value["for"] != f"{project}/{name}":
@@ -88,7 +91,25 @@ def of_another(config: t.Mapping[str, str], key: str, project: str, name: str) -
     return json.loads(config[key])["value"] if decoded.marked and decoded.problem else None
 
 
+def _wrong(value: object, raw: str) -> str:
+    """What is wrong with a value although it is JSON; empty if nothing is."""
+    if not _shallow(value, DEEPEST):
+        return "is nested too deeply"
+    if "\\u" in raw and not _is_text(value):
+        return "holds half of a character, which no file takes"
+    return ""
+
+
 def _shallow(value: object, left: int) -> bool:
     """Whether lists and mappings stand in each other at most ``left`` times."""
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return left > 0 and all(_shallow(one, left - 1) for one in inner)
+
+
+def _is_text(value: object) -> bool:
+    """Whether the value can be written anywhere: JSON may hold one half of a character that has two."""
+    try:
+        canonical_json(value).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

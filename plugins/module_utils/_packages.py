@@ -18,18 +18,24 @@ NGINX = "nginx"
 
 @dataclasses.dataclass(frozen=True)
 class Manager:
-    """A package manager. ``refresh`` and ``install`` are command lines; ``packages`` says what serves a purpose."""
+    """A package manager. ``refresh`` and ``install`` are command lines; ``packages`` says what serves a purpose, and
+    ``repair`` by which words it asks for which command after an installation that was cut off."""
 
     program: str
     refresh: tuple[str, ...]
     install: tuple[str, ...]
     packages: t.Mapping[str, tuple[str, ...]]
     environment: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
+    repair: t.Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     def commands(self, purpose: str) -> tuple[tuple[str, ...], ...]:
         """The command lines to run one after another, as root, with ``environment``, for PYTHON or NGINX."""
         install = self.install + self.packages[purpose]
         return (self.refresh, install) if self.refresh else (install,)
+
+    def repairs(self, output: str) -> tuple[tuple[str, ...], ...]:
+        """The command lines that a failed one has asked for."""
+        return tuple(command for words, command in self.repair.items() if words in output)
 
 
 # Another installation may hold the lock, as cloud-init and apt-daily do after the first boot.
@@ -42,6 +48,7 @@ MANAGERS = (
         (*_APT, "install", "--no-install-recommends", "--"),
         {PYTHON: ("python3", "python3-apt"), NGINX: ("nginx",)},
         {"DEBIAN_FRONTEND": "noninteractive"},
+        {"dpkg --configure -a": ("dpkg", "--configure", "-a")},
     ),
     Manager("dnf", (), ("dnf", "-q", "-y", "install"), {PYTHON: ("python3",), NGINX: ("nginx",)}),
     Manager("apk", (), ("apk", "add", "-q", "--update-cache"), {PYTHON: ("python3",), NGINX: ("nginx",)}),

@@ -27,10 +27,12 @@ class Change:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A set of changes, and what the user should be told besides."""
+    """A set of changes, and what the user should be told besides. ``missing``, in check mode: what the changes need and
+    an earlier step may be going to bring."""
 
     changes: tuple[Change, ...] = ()
     warnings: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
 
     @property
     def changed(self) -> bool:

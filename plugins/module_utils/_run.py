@@ -20,7 +20,7 @@ from ansible.module_utils.basic import AnsibleModule
 from . import _errors
 from ._context import Context, Report
 from ._plan import Plan
-from ._server import options
+from ._server import options, snapshot
 
 D = t.TypeVar("D")
 S = t.TypeVar("S")
@@ -87,6 +87,7 @@ def _parsed(job: Job[D, S, P], params: t.Mapping[str, t.Any]) -> tuple[options.S
 
 
 def _converge(job: Job[D, S, P], desired: D, context: Context, module: AnsibleModule) -> dict[str, t.Any]:
+    snapshot.check_project(context.driver, context.server.project)
     observed = job.observe(desired, context)
     plan = job.plan(desired, observed, context.check_mode)
     report = None
@@ -95,9 +96,11 @@ def _converge(job: Job[D, S, P], desired: D, context: Context, module: AnsibleMo
             report = job.apply(desired, observed, plan, context)
         except _errors.InvalidInput as error:
             raise _errors.MageError(_listed("Stopped on the way", error.problems)) from error
-    for warning in (*plan.warnings, *(report.warnings if report else ())):
+    for warning in (*plan.warnings, *plan.missing, *(report.warnings if report else ())):
         module.warn(warning)
     result = {"changed": plan.changed, "actions": plan.actions(), **job.present(desired, observed, plan, report)}
+    if plan.missing:
+        result["missing"] = list(plan.missing)
     if report and report.failures:
         result["failures"] = list(report.failures)
     if module._diff:

@@ -25,6 +25,7 @@ Address = t.Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
 # The server's rule for instance names is that of a hostname label, RFC 1123, without a leading digit.
 _INSTANCE_NAME = re.compile(r"[A-Za-z](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?", re.ASCII)
 _LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?", re.ASCII)
+_HALF = re.compile("[\ud800-\udfff]")
 _PLAIN_KEY = re.compile(r"[\w.:/ -]{1,80}")
 # IFNAMSIZ is 16 with its end mark; "+" would be a wildcard to iptables.
 _INTERFACE = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.-]{0,14}", re.ASCII)
@@ -32,6 +33,7 @@ _URL_PATH = re.compile(r"/[A-Za-z0-9._~!&()*+,=:@/-]*", re.ASCII)
 
 NAME_RULE = "1 to 63 letters, digits and hyphens, starting with a letter, not ending in a hyphen, such as web-1"
 PORT_RULE = "must be 1 to 65535, such as 8080"
+ADDRESS_RULE = "must be an IPv4 or IPv6 address, such as 192.0.2.10"
 # More entries than that are a mistake, or an attempt to keep everybody busy.
 MOST_ENTRIES = 1000
 RANGE_RULE = "must be a port or a range of ports from 1 to 65535, such as 8080 or 8000-8010"
@@ -45,7 +47,7 @@ class Problems:
 
     def add(self, path: str, value: object, rule: str) -> None:
         """Note that the field at ``path`` holds ``value`` and breaks ``rule``."""
-        self._texts.append(f"{path}: {show(value)}: {rule}")
+        self.add_text(f"{path}: {show(value)}: {rule}")
 
     def add_text(self, text: str) -> None:
         """Note a problem that is not one of a single field."""
@@ -120,17 +122,45 @@ def mapping(raw: object, path: str, known: t.Collection[str], problems: Problems
     return {key: value for key, value in raw.items() if key in known and value is not None}
 
 
-def sequence(raw: object, path: str, problems: Problems) -> list[t.Any]:
-    """A list of at most 1000 entries; None is the empty one."""
+def refuse_halves(raw: object, path: str, problems: Problems) -> None:
+    """Refuse text that UTF-8 cannot hold, wherever it is: half of a character, which JSON takes along. It is not shown:
+    it may be a secret."""
+    if isinstance(raw, dict):
+        for key, value in raw.items():
+            if _is_whole(key):
+                refuse_halves(value, f"{path}.{key}", problems)
+            else:
+                problems.add_text(f"{path}: a key of it must be text that UTF-8 can hold")
+    elif isinstance(raw, (list, tuple)):
+        for index, value in enumerate(raw):
+            refuse_halves(value, f"{path}[{index}]", problems)
+    elif not _is_whole(raw):
+        problems.add_text(f"{path}: must be text that UTF-8 can hold")
+
+
+def _is_whole(raw: object) -> bool:
+    return not isinstance(raw, str) or raw.isascii() or not _HALF.search(raw)
+
+
+def sequence(raw: object, path: str, problems: Problems, example: str = "") -> list[t.Any]:
+    """A list of at most 1000 entries; None is the empty one. ``example`` is how one is written."""
     if raw is None:
         return []
     if not isinstance(raw, (list, tuple)):
-        problems.add(path, raw, "must be a list")
+        problems.add(path, raw, "must be a list" + (f", such as {example}" if example else ""))
         return []
     if len(raw) > MOST_ENTRIES:
         problems.add_text(f"{path}: {len(raw)} entries: must be at most {MOST_ENTRIES}")
         return []
     return list(raw)
+
+
+def words(raw: object, path: str, problems: Problems, example: str) -> list[str]:
+    """A list of texts of one line."""
+    found = (
+        text(one, f"{path}[{index}]", problems) for index, one in enumerate(sequence(raw, path, problems, example))
+    )
+    return [one for one in found if one is not None]
 
 
 def choice(raw: object, path: str, known: t.Collection[str], problems: Problems) -> str | None:
@@ -166,6 +196,15 @@ def instance_name(raw: object, path: str, problems: Problems) -> str | None:
     return None
 
 
+def integer(raw: object, path: str, problems: Problems, least: int, most: int) -> int | None:
+    """A whole number between two others, both allowed, as a number or as text."""
+    value = _integer(raw)
+    if value is None or not least <= value <= most:
+        problems.add(path, raw, f"must be a whole number, {least} to {most}")
+        return None
+    return value
+
+
 def port(raw: object, path: str, problems: Problems) -> int | None:
     """A port, as a number or as text."""
     value = _integer(raw)
@@ -196,13 +235,13 @@ def _integer(raw: object) -> int | None:
     return None
 
 
-def address(raw: object, path: str, problems: Problems) -> Address | None:
-    """An IPv4 or IPv6 address without a mask."""
+def address(raw: object, path: str, problems: Problems, rule: str = ADDRESS_RULE) -> Address | None:
+    """An IPv4 or IPv6 address without a mask. ``rule`` is told of what is no address at all."""
     try:
         # A zone (fe80::1%eth0) means nothing outside of the machine that has it.
         return ipaddress.ip_address(raw if isinstance(raw, str) and "%" not in raw else "")
     except ValueError:
-        problems.add(path, raw, "must be an IPv4 or IPv6 address, such as 192.0.2.10")
+        problems.add(path, raw, rule)
         return None
 
 

@@ -34,12 +34,13 @@ options:
       - "C(image): what it is made from, needed to create it only. Text is an alias or a fingerprint on the server. An
         architecture at the end of an alias (V(debian/bookworm/amd64)) may be there or not."
       - "A mapping says one of C(alias), C(fingerprint) (its beginning will do), C(properties) or C(file). C(properties)
-        match images on the server. C(file) is an image in one file on the host that the module runs on: it is imported
-        if the server has none with its SHA-256."
+        match images on the server, of which the newest is taken. C(file) is an image in one file on the host that the
+        module runs on: it is imported if the server has none with its SHA-256, which C(fingerprint) may say."
       - "With C(server), the URL of another server, the image is downloaded from there, once for all instances that need
         it. C(protocol) is V(simplestreams) (default), V(lxd) or V(incus). C(secret) gives access to an image that is
-        not public; it needs C(fingerprint). C(certificate) is the server's, if it is self-signed. C(auto_update) says
-        whether this server keeps the image up to date. C(mode=local) takes only what is on this server already."
+        not public; it needs C(fingerprint), and V(lxd) or V(incus). C(certificate) is the server's, if it is
+        self-signed. C(auto_update) says whether this server keeps the image up to date. C(mode=local) takes only what
+        is on this server already."
       - "C(copy_of): V(other) or V(other/snapshot), in place of C(image): a copy of an instance of the same project. It
         publishes what it declares itself, not what the other one does."
       - "C(type): V(container) (default) or V(virtual-machine). Virtual machines are planned like containers; they have
@@ -50,16 +51,19 @@ options:
       - "C(description): text of one line."
       - "C(privileged), C(nesting), C(autostart): V(true) or V(false), for C(security.privileged), C(security.nesting)
         and C(boot.autostart)."
-      - "C(limits): C(cpu) (a number of cores, a set such as V(0-3), or a share such as V(50%)), C(memory), C(disk) (the
-        size of the root device) and C(processes). Sizes may have fractions, such as V(0.5GiB). The disk's size stands
-        on a copy of the profile's root device, so that later changes of that device in the profile do not reach it."
+      - "C(limits): C(cpu) (a number of cores, a set such as V(0-3), or a share such as V(50%)), C(memory) (a size or a
+        share), C(disk) (the size of the root device) and C(processes). Sizes may have fractions, such as V(0.5GiB). The
+        disk's size stands on a copy of the profile's root device, so that later changes of that device in the profile
+        do not reach it."
       - "C(instance_type): V(c2-m4) for 2 cores and 4 GiB, or the name that a cloud has for it, such as V(t2.micro) or
         V(gce:n1-standard-1). C(config) and C(limits) go first. The names are those of AWS, Azure and Google that the
         servers know; no network is asked."
       - "C(ephemeral): V(true) makes one that is deleted when it stops."
       - "C(target): the member of a cluster that a new instance comes to, or V(@group)."
       - "C(address): an address for its first network device, such as V(192.0.2.10), or a range to pick from, such as
-        V(192.0.2.0/28). A mapping has C(nic) (the device), C(ipv4) and C(ipv6)."
+        V(192.0.2.0/28). A mapping has C(nic) (the device), C(ipv4) and C(ipv6). IPv6 needs C(ipv6.dhcp.stateful) on
+        the network. An address that another instance has is refused; one that was not had after all is an error, and
+        the next run tries a restart."
       - "C(mounts): folders of the host, each V(/source:/path), V(/source:/path:ro), or a mapping with C(source),
         C(path) and C(readonly). Files have the same owners in the instance as on the host: the kernel shifts them where
         it can (C(shift), V(true) or V(false), insists). Where it cannot, the folder's owner is mapped by C(raw.idmap),
@@ -67,17 +71,25 @@ options:
         that is if the server is on another machine. Root is never mapped."
       - "With C(acl=true) a mount is neither shifted nor mapped. Access lists on the folder and all in it let the
         container's root in instead, and keep what it makes there open to the folder's owner. They stay when the mount
-        goes."
+        goes. The module has to run where the server is."
       - "C(cloud_init): C(user_data), C(vendor_data) and C(network_config), each text or a mapping. Its values are shown
         nowhere."
-      - "C(nat): published ports, each a mapping with C(extport), C(intport), C(proto), C(extif), C(extaddr) and
-        C(intif). See M(mage.lxd.nat)."
-      - "C(proxy): routes, each a mapping with C(name), C(path), C(port) and C(pass). See M(mage.lxd.proxy_upstreams)."
+      - "C(nat): published ports, each a mapping with C(extport) (the host's port or range), C(intport) (the instance's,
+        the same by default), C(proto) (V(tcp), V(udp) or V(both); V(tcp) by default), C(extif) and C(extaddr) (an
+        interface and an address of the host, all by default), and C(intif) (the network or device that the packets
+        take). See M(mage.lxd.nat)."
+      - "C(proxy): routes, each a mapping with C(name) (the hostname), C(path) (V(/) by default), C(port) (of the
+        instance, V(80) by default) or C(pass) (the URL of another backend), and C(raw) (directives for nginx). See
+        M(mage.lxd.proxy_upstreams).
+        Text such as V(/a:/b:ro) is taken for one of C(mounts), with a warning."
       - "C(hostnames): names that are to resolve to it on the host and in the proxy."
       - "C(depends_on): names of instances that come first, and go last."
       - "C(wait_for): what has to be true before it counts as started, a list of V(address), V(cloud-init), V(system)
         (systemd is up), C({port: 5432}), C({exec: [pg_isready, -q]}) and C({address: {nic: eth0, family: 4}}). If not
         given, an address, where it has a network device; an empty list waits for nothing."
+      - "C(stop): how it is stopped and restarted, a mapping. It is asked C(attempts) times (V(1)) to end within
+        C(timeout) seconds (V(30), or half of O(timeout) if that is less). Then it is ended with C(force=true), the
+        default, and fails with V(false). C({attempts: 0}) ends it at once. What is deleted is always ended at once."
       - "C(python): V(true) brings in a Python that can run Ansible's modules, if there is none."
       - "C(recreate): V(true) allows to delete an instance and make it anew, where its type or image is another one."
     type: list
@@ -201,7 +213,8 @@ instances:
       description: The cluster member that it is on.
       type: str
     groups:
-      description: The groups that the inventory plugin P(mage.lxd.lxd#inventory) gives it.
+      description: The groups that the inventory plugin P(mage.lxd.lxd#inventory) gives it, but for C(server_*) and what
+        a project with C(restricted=true) says.
       type: list
       elements: str
     changed:
@@ -279,6 +292,12 @@ actions:
 failures:
   description: Why instances are not as declared.
   returned: when some instances failed
+  type: list
+  elements: str
+missing:
+  description: What the list needs and an earlier step may be going to bring, such as images. In a run that is not in
+    check mode it is an error.
+  returned: when there is any, in check mode
   type: list
   elements: str
 problems:

@@ -34,7 +34,7 @@ options:
     type: dict
     suboptions:
       status:
-        description: V(Running), V(Stopped), V(Frozen) or V(Error), in any case.
+        description: V(Running), V(Stopped), V(Frozen), V(Error) or what else the server may say, in any case.
         type: list
         elements: str
       type:
@@ -120,7 +120,8 @@ instances:
       description: The cluster member that it is on.
       type: str
     groups:
-      description: The groups that the inventory plugin P(mage.lxd.lxd#inventory) gives it.
+      description: The groups that the inventory plugin P(mage.lxd.lxd#inventory) gives it, but for C(server_*) and what
+        a project with C(restricted=true) says.
       type: list
       elements: str
     address:
@@ -154,6 +155,9 @@ server:
     endpoint:
       description: Where it is.
       type: str
+    local:
+      description: Whether it is on the host that the module ran on.
+      type: bool
     flavor:
       description: V(lxd) or V(incus).
       type: str
@@ -163,10 +167,20 @@ server:
     name:
       description: Its name, which is that of the cluster member in a cluster.
       type: str
+    fingerprint:
+      description: That of its certificate. All members of a cluster have the same.
+      type: str
     clustered:
       description: Whether it is a member of a cluster.
       type: bool
-  sample: {endpoint: "unix:///var/lib/lxd/unix.socket", flavor: lxd, version: 5.0.2, name: host1, clustered: false}
+  sample:
+    endpoint: "unix:///var/lib/lxd/unix.socket"
+    local: true
+    flavor: lxd
+    version: 5.0.2
+    name: host1
+    fingerprint: 7b4a48bdc5caac71fd019b72e0ce0d0ee0481a9bc6c51e4f55ce3d8059961a43
+    clustered: false
 hosts:
   description: The lines for a hosts file, for every instance that we manage and that has a pinned address.
   returned: success

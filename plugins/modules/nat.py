@@ -35,26 +35,15 @@ options:
     default: []
   nat_policy:
     description:
-      - Who may publish what. Ports that a process of the host listens on can never be published.
-    type: dict
-    suboptions:
-      projects:
-        description:
-          - Projects with C(restricted=true) that may publish. Such a project publishes nothing unless it is named.
-        type: list
-        elements: str
-        default: []
-      ports:
-        description:
-          - Ports (V(8080)) and ranges (V(8000-8999)) of the host that may be published. Without it, all.
-        type: list
-        elements: str
-      interfaces:
-        description:
-          - Interfaces of the host that ports may be published on. An entry must then say C(extif), or an C(extaddr)
-            that one of them has. Without it, all.
-        type: list
-        elements: str
+      - Who may publish what, a mapping with the keys below. Ports that a process of the host listens on can never be
+        published.
+      - "C(projects): a list of projects with C(restricted=true) that may publish. Such a project publishes nothing
+        unless it is named."
+      - "C(ports): a list of ports (V(8080)) and ranges (V(8000-8999)) of the host that may be published. Without it,
+        all."
+      - "C(interfaces): a list of interfaces of the host that ports may be published on. An entry must then say
+        C(extif), or an C(extaddr) that one of them has. Without it, all."
+    type: raw
   persist:
     description:
       - Whether a systemd unit, C(mage-lxd-nat-lxd.service) or C(mage-lxd-nat-incus.service), restores the chains after
@@ -77,7 +66,7 @@ extends_documentation_fragment:
   - mage.lxd.attributes
 notes:
   - Ports are published over IPv4 only.
-  - O(project) does not matter here, since the rules cover all projects.
+  - The rules cover all projects, whatever O(project) says. It only has to be one that there is.
   - Needs C(iptables) and C(ip) on the host, and C(conntrack) where UDP ports are published.
   - Where rules are in both C(iptables-nft) and C(iptables-legacy), the module fails.
   - Runs on one host come one after another, by a lock on C(/run/mage-lxd-nat.lock).

@@ -46,22 +46,12 @@ options:
     default: []
   proxy_policy:
     description:
-      - Who may publish what.
-    type: dict
-    suboptions:
-      projects:
-        description:
-          - Restricted projects whose instances may publish routes and names. They publish themselves only, and never
-            a hostname that another project publishes.
-        type: list
-        elements: str
-        default: []
-      allow_raw:
-        description:
-          - Take C(raw) of a route, which holds directives for nginx as they are. Whoever may write an instance's keys
-            can then make the proxy read its files and reach its networks.
-        type: bool
-        default: false
+      - Who may publish what, a mapping with the keys below.
+      - "C(projects): a list of restricted projects whose instances may publish routes and names. They publish
+        themselves only, and never a hostname that another project publishes."
+      - "C(allow_raw): V(true) takes C(raw) of a route, which holds directives for nginx as they are. Whoever may write
+        an instance's keys can then make the proxy read its files and reach its networks."
+    type: raw
   config_dir:
     description:
       - The folder of nginx's configuration in the instance.

@@ -74,13 +74,15 @@ class Builder:
 
     def _holds(self, expressions: t.Sequence[str], host: Host) -> bool:
         """Whether every expression holds. One that fails does not, unless the file is strict."""
-        return all(bool(self._value(text, "filters.expression", host)) for text in expressions)
+        return all(bool(self._value(text, "filters.expression", host, _trust.as_condition)) for text in expressions)
 
-    def _value(self, expression: str, path: str, host: Host) -> t.Any:
+    def _value(
+        self, expression: str, path: str, host: Host, meant: t.Callable[[str], str] = _trust.as_expression
+    ) -> t.Any:
         variables = {**host.variables, "inventory_hostname": host.name, "group_names": list(host.groups)}
         tried, failed = self._tried.get((path, expression), (0, ""))
         try:
-            value = self._evaluate(_trust.as_expression(expression), _trust.as_data(variables))
+            value = self._evaluate(meant(expression), _trust.as_data(variables))
         except AnsibleError as e:
             if self._strict:
                 raise _errors.InvalidInput([f"{path}: {host.name}: {e}"]) from None

@@ -36,6 +36,11 @@ OF_A_SERVER = ("name", "projects", "on_unreachable", *options.NAMES)
 # What names one server cannot hold for all of them.
 OF_ONE_SERVER = ("name", "endpoint", "via")
 FILES = ("client_cert", "client_key", "server_cert")
+# What Ansible reads by itself, and takes for false or tells without a place where it is wrong.
+SWITCHES = ("strict", "use_extra_vars", "leading_separator", "cache")
+OF_A_CACHE = ("cache_plugin", "cache_connection", "cache_prefix")
+OF_A_KEYED_GROUP = ("key", "prefix", "separator", "parent_group", "default_value", "trailing_separator")
+MISSING = "its instances are missing"
 # Variables that cost requests, by what has to be read for them.
 COSTLY = {
     "addresses": re.compile(r"\b(lxd_addresses|lxd_ipv4|lxd_ipv6|lxd_nics|ansible_host)\b"),
@@ -60,9 +65,11 @@ class Server:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What the file says, of what the plugin does not leave to Ansible."""
+    """What the file says, of what the plugin does not leave to Ansible. ``absent`` tells of the servers that cannot be
+    looked for, and need not be there."""
 
     servers: tuple[Server, ...]
+    absent: tuple[str, ...]
     filters: Filters
     hostnames: tuple[str, ...]
     shape: Shape
@@ -88,8 +95,11 @@ def parse(
     for index, text in enumerate(hostnames):
         _check_expression(text, f"hostnames[{index}]", problems)
     filters = _parse_filters(raw.get("filters"), problems)
+    _check_ansibles_own(raw, problems)
+    absent = Problems()
     settings = Settings(
-        servers=_servers(raw, environment, absolute, problems),
+        servers=_servers(raw, environment, absolute, problems, absent),
+        absent=absent.texts,
         filters=filters,
         hostnames=tuple(hostnames),
         shape=Shape(
@@ -108,10 +118,11 @@ def _servers(
     environment: t.Mapping[str, str],
     absolute: t.Callable[[str], str],
     problems: Problems,
+    absent: Problems,
 ) -> tuple[Server, ...]:
     shared = {key: raw[key] for key in OF_A_SERVER if raw.get(key) is not None}
     if raw.get("servers") is None:
-        found = [_server(_over(environment, shared), "", absolute, problems)]
+        found = [_server(_over(environment, shared), "", absolute, problems, absent)]
     else:
         for key in OF_ONE_SERVER:
             if key in shared:
@@ -124,7 +135,7 @@ def _servers(
         for index, entry in enumerate(entries):
             own = mapping(entry, f"servers[{index}]", OF_A_SERVER, problems)
             if own is not None:
-                found.append(_server(_over(general, own), f"servers[{index}].", absolute, problems))
+                found.append(_server(_over(general, own), f"servers[{index}].", absolute, problems, absent))
     servers = [one for one in found if one is not None]
     seen: dict[str, str] = {}
     for one in servers:
@@ -142,7 +153,11 @@ def _over(general: t.Mapping[str, t.Any], own: t.Mapping[str, t.Any]) -> dict[st
 
 
 def _server(
-    raw: t.Mapping[str, t.Any], path: str, absolute: t.Callable[[str], str], problems: Problems
+    raw: t.Mapping[str, t.Any],
+    path: str,
+    absolute: t.Callable[[str], str],
+    problems: Problems,
+    absent: Problems,
 ) -> t.Optional[Server]:
     params = {key: raw.get(key) for key in options.NAMES}
     for key in FILES:
@@ -166,8 +181,12 @@ def _server(
     try:
         made = options.parse(params)
     except _errors.InvalidInput as e:
+        is_absent = isinstance(e, _errors.NotHere) and on_unreachable == "warn"
         for text in e.problems:
-            problems.add_text(f"{path}{text}")
+            if is_absent:
+                absent.add_text(f"{path}{text}: {MISSING}")
+            else:
+                problems.add_text(f"{path}{text}")
         return None
     name = name or default_name(str(params["endpoint"] or made.endpoint), made.via)
     return Server(path, name, made, tuple(dict.fromkeys(projects)), on_unreachable != "warn", key)
@@ -240,12 +259,41 @@ def _expressions(raw: t.Mapping[str, t.Any], problems: Problems) -> list[str]:
             found.append(str(text))
             _check_expression(text, f"{section}.{key}", problems)
     for index, entry in enumerate(sequence(raw.get("keyed_groups"), "keyed_groups", problems)):
-        if not isinstance(entry, dict) or not entry.get("key"):
-            problems.add(f"keyed_groups[{index}]", entry, "must be a mapping with a key, which is an expression")
-            continue
-        found.append(str(entry["key"]))
-        _check_expression(entry["key"], f"keyed_groups[{index}].key", problems)
+        found += _keyed_group(entry, f"keyed_groups[{index}]", problems)
     return found
+
+
+def _keyed_group(raw: t.Any, path: str, problems: Problems) -> list[str]:
+    """The expression of an entry."""
+    if not isinstance(raw, dict) or not raw.get("key"):
+        problems.add(path, raw, "must be a mapping with a key, which is an expression")
+        return []
+    entry = mapping(raw, path, OF_A_KEYED_GROUP, problems) or {}
+    for key in ("prefix", "separator", "parent_group", "default_value"):
+        _check_text(entry.get(key), f"{path}.{key}", problems)
+    if "trailing_separator" in entry:
+        boolean(entry["trailing_separator"], f"{path}.trailing_separator", problems)
+        if "default_value" in entry:
+            problems.add_text(f"{path}.trailing_separator: cannot stand beside default_value")
+    _check_expression(raw["key"], f"{path}.key", problems)
+    return [str(raw["key"])]
+
+
+def _check_ansibles_own(raw: t.Mapping[str, t.Any], problems: Problems) -> None:
+    """What Ansible reads by itself must at least be of the right kind."""
+    for key in SWITCHES:
+        if raw.get(key) is not None:
+            boolean(raw[key], key, problems)
+    for key in OF_A_CACHE:
+        _check_text(raw.get(key), key, problems)
+    seconds = raw.get("cache_timeout")
+    if seconds is not None and not re.fullmatch(r"[0-9]{1,9}", str(seconds), re.ASCII):
+        problems.add("cache_timeout", seconds, "must be a number of seconds, such as 3600")
+
+
+def _check_text(value: t.Any, path: str, problems: Problems) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, (str, int))):
+        problems.add(path, value, "must be text")
 
 
 def _check_expression(text: t.Any, path: str, problems: Problems) -> None:

@@ -18,7 +18,7 @@ from ansible_collections.mage.lxd.plugins.module_utils._server import connect, s
 from ansible_collections.mage.lxd.plugins.module_utils._server.driver import Driver, api
 from ansible_collections.mage.lxd.plugins.module_utils._server.options import ServerOptions
 from ansible_collections.mage.lxd.plugins.module_utils._values import show
-from ansible_collections.mage.lxd.plugins.plugin_utils._inventory_file import Server, Settings
+from ansible_collections.mage.lxd.plugins.plugin_utils._inventory_file import MISSING, Server, Settings
 
 Key = tuple[str, str]
 Full = dict[Key, dict[str, t.Any]]
@@ -57,7 +57,7 @@ class Reader:
         self._settings = settings
         self._connect = connect
         self._drivers: list[Door] = []
-        self.warnings: list[str] = []
+        self.warnings = list(settings.absent)
 
     def __enter__(self) -> Reader:
         return self
@@ -92,14 +92,12 @@ class Reader:
                 server = server_of(place)
                 try:
                     found.append(future.result())
-                except _errors.InvalidInput as e:
-                    problems.extend(e.problems)
                 except _errors.MageError as e:
-                    text = f"{server.path}endpoint: {e}"
+                    told = e.problems if isinstance(e, _errors.InvalidInput) else (f"{server.path}endpoint: {e}",)
                     if server.fails:
-                        problems.append(text)
+                        problems.extend(told)
                     else:
-                        self.warnings.append(f"{text}: its instances are missing")
+                        self.warnings.extend(f"{text}: {MISSING}" for text in told)
         if problems:
             raise _errors.InvalidInput(problems)
         return found
@@ -118,13 +116,25 @@ class Reader:
                     rule = "the certificate may not read all projects: name those that it may"
                     raise _errors.InvalidInput([f"{server.path}projects: {e}: {rule}"]) from e
                 raise
+            if not all(isinstance(one, dict) and one.get("name") for one in found):
+                raise _errors.ServerError(200, "what answered is no list of instances", "GET /1.0/instances")
             if project and not found:
                 # The server answers with an empty list for a project that is not there.
-                _check_project(driver, server, project)
+                self._check_project(driver, server, project)
             raw.extend(found)
         instances = sorted(map(snapshot.Instance.from_api, raw), key=lambda one: (one.project, one.name))
         seen = snapshot.Snapshot(UNKNOWN_SERVER, tuple(instances))
         return Answer(server, driver, seen, self._parts(raw) if in_one else {})
+
+    def _check_project(self, driver: Door, server: Server, project: str) -> None:
+        """Raises InvalidInput if it is not there. The server's other projects are listed, if that is no error."""
+        try:
+            driver.request("GET", api("projects", project))
+        except _errors.NotFound as e:
+            problem = f"{server.path}{server.projects_key}: {show(project)}: there is none on {server.options.shown}"
+            if server.fails:
+                raise _errors.InvalidInput([problem]) from e
+            self.warnings.append(f"{problem}: {MISSING}")
 
     @property
     def _wants_full(self) -> bool:
@@ -168,14 +178,6 @@ def _full(driver: Door, one: snapshot.Instance, failed: snapshot.Failed) -> t.Op
         return t.cast(dict[str, t.Any], driver.request("GET", api("instances", one.name), query=query).metadata)
     except _errors.NotFound:
         return None
-    except _errors.ServerError as e:
+    except (_errors.ServerError, _errors.DeadlinePassed) as e:
         failed(f"{one.project}/{one.name}: its state and snapshots are missing: {e}")
         return None
-
-
-def _check_project(driver: Door, server: Server, project: str) -> None:
-    try:
-        driver.request("GET", api("projects", project))
-    except _errors.NotFound as e:
-        problem = f"{server.path}{server.projects_key}: {show(project)}: there is none on {server.options.shown}"
-        raise _errors.InvalidInput([problem]) from e

@@ -20,6 +20,26 @@ import yaml
 _STEP = re.compile(r"\[(\d+)\]|([^.\[\]]+)")
 
 
+class Mistake(t.NamedTuple):
+    """Where a text stops being YAML, and why."""
+
+    line: int
+    what: str
+
+
+def mistake(text: str) -> t.Optional[Mistake]:
+    """The first mistake of a text that is no YAML; None where there is none, or no place for it."""
+    try:
+        yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as e:
+        mark = e.problem_mark or e.context_mark
+        begun = f", {e.context} of line {e.context_mark.line + 1}" if e.context and e.context_mark else ""
+        return Mistake(mark.line + 1, f"{e.problem}{begun}") if mark else None
+    except yaml.YAMLError:
+        return None
+    return None
+
+
 def line(text: str, path: str) -> t.Optional[int]:
     """The line of the key at the path, or of the nearest thing around it; None where there is none."""
     try:

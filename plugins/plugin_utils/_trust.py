@@ -25,3 +25,8 @@ def as_data(value: t.Any) -> t.Any:
 def as_expression(text: str) -> str:
     """An expression that the user wrote into a file of theirs, so that it is evaluated."""
     return str(text) if not TRUST_IS_MARKED else ansible.template.trust_as_template(text)
+
+
+def as_condition(text: str) -> str:
+    """An expression of which only the truth counts. Before 2.19, the value of one is a text, except for a truth."""
+    return as_expression(text if TRUST_IS_MARKED else f"(({text}) and true) or false")

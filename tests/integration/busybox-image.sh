@@ -12,7 +12,7 @@ directory=$(mktemp -d)
 trap 'rm -rf "$directory"' EXIT
 if [ "$1" = --import ]; then
     bash "$0" "$directory/image.tar.gz"
-    bash "$(dirname "$0")/../../roles/lxd_host/files/image.sh" "$2" mage-test/busybox file "$directory/image.tar.gz"
+    bash "$(dirname "$0")/../../roles/lxd_host/files/mage-lxd-image.sh" "$2" mage-test/busybox file "$directory/image.tar.gz"
     exit
 fi
 root=$directory/rootfs
@@ -44,7 +44,7 @@ INIT
 cat >"$root/usr/share/udhcpc/default.script" <<'DHCP'
 #!/bin/sh
 case $1 in
-    deconfig) ip addr flush dev "$interface" ;;
+    deconfig) ip -4 addr flush dev "$interface" ;;
     bound | renew)
         ip addr replace "$ip/$mask" dev "$interface"
         for gateway in $router; do ip route replace default via "$gateway" dev "$interface"; done

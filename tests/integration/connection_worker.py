@@ -15,7 +15,9 @@ import resource
 import sys
 import tempfile
 import typing as t
+from pathlib import Path
 
+from ansible.errors import AnsibleError
 from ansible.playbook.play_context import PlayContext
 from ansible.plugins.loader import connection_loader, init_plugin_loader
 
@@ -65,6 +67,26 @@ def move_file(values: dict[str, str], size: int) -> bool:
         return found == [b"first", b"middle", b"last"] and os.path.getsize(target) == size
 
 
+def told_of_missing(values: dict[str, str]) -> list[str]:
+    """What is said of files of an instance that is not there."""
+    made = connection({**values, "ansible_lxd_instance": "mt-none"})
+    told = []
+    for move, source in ((made.put_file, __file__), (made.fetch_file, "/etc/passwd")):
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                move(source, os.path.join(folder, "target"))
+            except AnsibleError as e:
+                told.append(f"{type(e).__name__}: {e}")
+    made.close()
+    return told
+
+
+def memory_peak() -> int:
+    """The most bytes that this program ever held; ``ru_maxrss`` would count those of the process that started it."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(status.partition("VmHWM:")[2].split()[0]) << 10
+
+
 def main() -> None:
     """Do it all and print what it took."""
     instance, commands, size, *further = sys.argv[1:]
@@ -80,9 +102,10 @@ def main() -> None:
         "wrong": [number for numbers in wrong for number in numbers],
         "leaked": len(os.listdir("/proc/self/fd")) - descriptors,
         "same": move_file(values, int(size)),
-        "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "memory": memory_peak(),
         "started": resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt > children,
         "pylxd": "pylxd" in sys.modules,
+        "missing": told_of_missing(values),
     }
     print(json.dumps(result))
 

@@ -20,6 +20,7 @@ from ansible_collections.mage.lxd.plugins.module_utils._server.core import CoreD
 from ansible_collections.mage.lxd.plugins.module_utils._server.rest import RestDriver
 from ansible_collections.mage.lxd.tests.integration import listener, nested, server, sshd, tls
 
+_T = t.TypeVar("_T")
 IMAGE = "mage-test/busybox"
 LXD_SOCKET = "/var/lib/lxd/unix.socket"
 INCUS_SOCKET = "/var/lib/incus/unix.socket"
@@ -61,7 +62,8 @@ class Server:
                 if "is protected" in str(error):
                     self.run("config", "unset", name, "security.protection.delete")
                     continue
-                if "is busy" not in str(error) or time.monotonic() > deadline:
+                passes = any(words in str(error) for words in ("is busy", "Failed stopping instance"))
+                if not passes or time.monotonic() > deadline:
                     raise
                 time.sleep(0.5)
 
@@ -162,22 +164,31 @@ class Doors:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._open: dict[str, Opened] = {}
+        self._failed: dict[str, Exception] = {}
         self._stack = contextlib.ExitStack()
 
     def way(self, name: str) -> Opened:
         """The server and the options of a way (a key of WAYS)."""
         if name not in self._open:
-            folder = self._folder / name
-            folder.mkdir()
-            self._open[name] = self._stack.enter_context(WAYS[name](folder, self))
+            self._open[name] = self._enter(name, lambda folder: WAYS[name](folder, self))
         return self._open[name]
+
+    def _enter(self, name: str, make: t.Callable[[Path], t.ContextManager[_T]]) -> _T:
+        """Open something in an empty folder. What has failed is not tried again: every test names the first cause."""
+        if name in self._failed:
+            raise RuntimeError(f"{name} could not be opened: {self._failed[name]}") from self._failed[name]
+        folder = self._folder / name
+        folder.mkdir()
+        try:
+            return self._stack.enter_context(make(folder))
+        except Exception as e:
+            self._failed[name] = e
+            raise
 
     @functools.cached_property
     def hosts(self) -> nested.Hosts:
         """The hosts in instances, made when first asked for."""
-        folder = self._folder / "hosts"
-        folder.mkdir()
-        return self._stack.enter_context(nested.nested_hosts(folder))
+        return self._enter("hosts", nested.nested_hosts)
 
     def driver(self, door: str) -> Driver:
         """A new driver of a door (a key of DOORS), to be closed by the caller."""

@@ -18,6 +18,7 @@ from ansible_collections.mage.lxd.plugins.module_utils._server.driver import Dri
 from ansible_collections.mage.lxd.plugins.module_utils._server.options import ServerOptions
 from ansible_collections.mage.lxd.plugins.module_utils._server.rest import RestDriver
 from ansible_collections.mage.lxd.tests.integration.doors import Server
+from ansible_collections.mage.lxd.tests.integration.server import LINGER
 
 Raw = dict[str, t.Any]
 
@@ -87,19 +88,24 @@ def converge(
     return planned, report, apply.result(desired, observed, planned, report)["instances"]
 
 
+# The default profile's device is hidden: there is no address.
+NO_NIC: Raw = {"devices": {"eth0": {"type": "none"}}}
+
+
 @dataclasses.dataclass(frozen=True)
 class Engine:
-    """One server: called as a task would call the module, and asked by its own client."""
+    """One server: called as a task would call the module, and asked by its own client. ``base`` is in every item."""
 
     server: Server
     options: ServerOptions
     prefix: str
+    base: Raw = dataclasses.field(default_factory=dict)
 
     def name(self, suffix: str) -> str:
         return f"{self.prefix}-{suffix}"
 
     def item(self, suffix: str, **fields: t.Any) -> Raw:
-        return {"name": self.name(suffix), "image": self.server.image, **fields}
+        return {"name": self.name(suffix), "image": self.server.image, **self.base, **fields}
 
     def run(self, *items: Raw, check: bool = False, meddle: t.Any = None, **more: t.Any) -> Done:
         """See ``converge``."""
@@ -151,4 +157,4 @@ class Engine:
         return True
 
     def execute(self, suffix: str, *argv: str) -> str:
-        return self.server.run("exec", self.name(suffix), "--", *argv)
+        return self.server.run("exec", self.name(suffix), "--", *LINGER, *argv)

@@ -62,6 +62,11 @@ class BareMachine:
         self.wait("sh", "-c", f"! kill -0 {pid} 2>/dev/null")
 
 
+def write_busybox(path: Path) -> None:
+    """The image of static busybox, for a machine that has no images."""
+    run("bash", str(Path(__file__).parent / "busybox-image.sh"), str(path))
+
+
 def first_child(pid: int) -> int:
     """The process that this one has started; it does so at once."""
     deadline = time.monotonic() + 10

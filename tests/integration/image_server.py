@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import http.server
 import json
+import secrets
 import ssl
 import threading
 import time
@@ -57,7 +58,7 @@ def _documents(image: bytes, alias: str) -> dict[str, bytes]:
 
 @contextlib.contextmanager
 def image_server(folder: Path, image: bytes, alias: str) -> t.Iterator[ImageServer]:
-    """Listen on a free port of the loopback with one image."""
+    """Listen on the loopback with one image, at an address of its own: servers remember for an hour what was there."""
     folder.mkdir()
     cert, key = tls.make_certificate(folder, "images")
     documents, asked = _documents(image, alias), []
@@ -78,9 +79,10 @@ def image_server(folder: Path, image: bytes, alias: str) -> t.Iterator[ImageServ
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(cert, key)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listener:
+    address = f"127.{secrets.randbelow(254) + 1}.{secrets.randbelow(256)}.{secrets.randbelow(254) + 1}"
+    with http.server.ThreadingHTTPServer((address, 0), Handler) as listener:
         listener.socket = context.wrap_socket(listener.socket, server_side=True)
         threading.Thread(target=listener.serve_forever, daemon=True).start()
-        url = f"https://127.0.0.1:{listener.server_address[1]}"
+        url = f"https://{address}:{listener.server_address[1]}"
         yield ImageServer(url, Path(cert).read_text(encoding="utf-8"), hashlib.sha256(image).hexdigest(), asked)
         listener.shutdown()

@@ -16,12 +16,26 @@ if [ -L /sys/fs/cgroup/cpu ]; then
         mount -t cgroup -o "$controller" cgroup "/sys/fs/cgroup/$controller"
     done
 fi
+# Without a freezer, the LXD in here could pause nothing.
+if [ ! -e /sys/fs/cgroup/freezer ] && grep -q '^freezer[[:space:]]*[1-9]' /proc/cgroups; then
+    mount -t tmpfs -o mode=755 cgroup /sys/fs/cgroup
+    mkdir /sys/fs/cgroup/freezer
+    mount -t cgroup -o freezer cgroup /sys/fs/cgroup/freezer
+fi
 # A tenth of the identities stays here, the rest is for the containers inside.
 read -r _ _ size </proc/self/uid_map
 echo "root:$((size / 10)):$((size - size / 10))" | tee /etc/subuid >/etc/subgid
 ip link set lo up
 
-lxd --group lxd --logfile /var/log/lxd/lxd.log >/var/log/lxd/stdout 2>&1 &
+# As a service manager would: a server that ends is started again, and what it said last is kept.
+serve() {
+    while :; do
+        lxd --group lxd --logfile /var/log/lxd/lxd.log >/var/log/lxd/stdout 2>&1
+        { echo "exit code $?"; tail -n 60 /var/log/lxd/stdout; } >>/var/log/lxd/ended
+        sleep 1
+    done
+}
+serve &
 lxd waitready --timeout 60
 lxd init --preseed <<YAML
 networks: [{name: lxdbr0, type: bridge, config: {ipv4.address: "10.64.$MAGE_DEPTH.1/24", ipv4.nat: "false",

@@ -12,6 +12,7 @@ import os
 import tarfile
 import time
 import typing as t
+import warnings
 from pathlib import Path
 
 from ansible_collections.mage.lxd.tests.integration import server
@@ -79,9 +80,9 @@ class Host:
 
     via: tuple[str, ...]
 
-    def run(self, *argv: str, stdin: bytes | None = None, timeout: float = 120) -> str:
+    def run(self, *argv: str, stdin: bytes | None = None, timeout: float = 240) -> str:
         """Run a command in there by the clients, each in the host around it."""
-        return server.run(*enter(self.via), *argv, stdin=stdin, timeout=timeout).strip()
+        return server.run(*enter(self.via), *server.LINGER, *argv, stdin=stdin, timeout=timeout).strip()
 
     def launch(self, name: str, image: str = BUSYBOX, *arguments: str) -> None:
         self.run("lxc", "launch", "--quiet", image, name, *arguments)
@@ -135,6 +136,13 @@ def _wait(host: Host) -> None:
         time.sleep(0.1)
 
 
+def _tell_ends(host: Host) -> None:
+    """A server that ended by itself was started again; its last words belong into the report."""
+    said = host.run("sh", "-c", "cat /var/log/lxd/ended 2>/dev/null || true")
+    if said:
+        warnings.warn(f"the LXD of {host.via} ended by itself: {said}", stacklevel=1)
+
+
 @contextlib.contextmanager
 def nested_hosts(folder: Path) -> t.Iterator[Hosts]:
     """The two hosts, in about five seconds; gone afterwards. ``folder`` is an empty one that both see."""
@@ -147,7 +155,10 @@ def nested_hosts(folder: Path) -> t.Iterator[Hosts]:
     server.run("lxc", "image", "import", str(folder / "nested.tar.gz"), "--alias", image)
     try:
         one = _make((), f"{prefix}-one", image, str(folder))
-        yield Hosts(one, _make(one.via, "two", HOST, "/srv"))
+        two = _make(one.via, "two", HOST, "/srv")
+        yield Hosts(one, two)
+        for host in (two, one):
+            _tell_ends(host)
     finally:
         server.delete_instances(f"{prefix}-one")
         server.run("lxc", "image", "delete", image)

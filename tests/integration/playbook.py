@@ -8,10 +8,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 import typing as t
 from pathlib import Path
+
+from ansible_collections.mage.lxd.tests.integration import processes
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -128,7 +132,7 @@ def run_playbook(
     if extra_vars:
         argv += ["--extra-vars", json.dumps(extra_vars)]
     argv += [*(["--check"] if check else []), *(["--diff"] if diff else []), str(playbook)]
-    done = subprocess.run(
+    process = subprocess.Popen(
         argv,
         cwd=ROOT,
         env=ansible_environment(
@@ -142,8 +146,31 @@ def run_playbook(
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        check=False,
-        timeout=timeout,
     )
+    with process:
+        try:
+            output, _none = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            told = _where_it_hangs(process, Path(f"{results}.stacks"))
+            process.kill()
+            output, _none = process.communicate()
+            raise AssertionError(f"not done after {timeout:g} s:\n{output}\n{told}") from None
+        except BaseException:
+            process.kill()
+            raise
     tasks, stats = _read_results(results)
-    return PlaybookRun(done.returncode, done.stdout, tasks, stats)
+    return PlaybookRun(process.returncode, output, tasks, stats)
+
+
+def _where_it_hangs(process: subprocess.Popen[str], stacks: Path) -> str:
+    """The stacks of Ansible's processes, and the open files of each."""
+    told = []
+    for pid in processes.descendants(process.pid):
+        command = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="replace").replace("\0", " ")
+        files = [f"{one.name} {os.readlink(one)}" for one in Path(f"/proc/{pid}/fd").iterdir()]
+        told.append(f"{pid} {command}\n  {', '.join(files)}")
+        if "ansible-playbook" in command:
+            os.kill(pid, signal.SIGUSR1)
+            # One after the other: they write into one file.
+            time.sleep(0.5)
+    return "\n".join([*told, stacks.read_text(encoding="utf-8") if stacks.exists() else "no stacks"])

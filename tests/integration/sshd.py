@@ -12,12 +12,13 @@ import shlex
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import typing as t
 from pathlib import Path
 
-from ansible_collections.mage.lxd.tests.integration import server
+from ansible_collections.mage.lxd.tests.integration import processes, server
 
 # Users that only this sshd knows: one who may use the socket by the group, one by sudo, and one not at all.
 USERS = {"member": 64001, "sudoer": 64002, "stranger": 64003}
@@ -74,6 +75,18 @@ class Sshd:
     def endpoint(self, user: str = "root", path: str = "") -> str:
         return f"ssh://{user}@127.0.0.1:{self.port}{path}"
 
+    def inventory(self) -> str:
+        """This machine as the host ``remote``, entered by this sshd."""
+        variables = {
+            "ansible_host": "127.0.0.1",
+            "ansible_port": self.port,
+            "ansible_user": "root",
+            "ansible_ssh_private_key_file": str(self.key),
+            "ansible_ssh_common_args": f"-F none -o UserKnownHostsFile={self.folder}/known_hosts",
+            "ansible_python_interpreter": sys.executable,
+        }
+        return "remote " + " ".join(f"{key}={shlex.quote(str(value))}" for key, value in variables.items()) + "\n"
+
     def start(self) -> None:
         text = CONFIG.format(port=self.port, folder=self.folder, more=self.more)
         (self.folder / "sshd_config").write_text(text, encoding="utf-8")
@@ -93,20 +106,11 @@ class Sshd:
     def stop(self) -> None:
         """End the listener and every connection, as a host that goes away."""
         if self.process is not None:
-            for pid in _descendants(self.process.pid):
+            for pid in processes.descendants(self.process.pid):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, 9)
             self.process.wait()
         self.process = None
-
-
-def _descendants(pid: int) -> list[int]:
-    """The process, and all that it has started."""
-    try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
-    except FileNotFoundError:
-        return []
-    return [pid, *(one for child in children for one in _descendants(int(child)))]
 
 
 def _write_users(folder: Path) -> None:

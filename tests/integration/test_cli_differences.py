@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import signal
 import subprocess
@@ -17,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.mage.lxd.plugins.module_utils import _errors
-from ansible_collections.mage.lxd.plugins.module_utils._server import files, operations, options, runner
+from ansible_collections.mage.lxd.plugins.module_utils._server import operations, options, runner
 from ansible_collections.mage.lxd.plugins.module_utils._server.cli import CliDriver
 from ansible_collections.mage.lxd.plugins.module_utils._server.core import CoreDriver
 from ansible_collections.mage.lxd.plugins.module_utils._server.driver import Completed, api
@@ -242,6 +241,10 @@ def test_a_command_sees_more_variables(two: Two, box: str) -> None:
     assert seen(two.cli) - seen(two.rest) == {b"MAGE_COMMAND", b"PWD", b"SHLVL"}
 
 
+def test_a_name_that_no_file_can_have(two: Two, box: str) -> None:
+    assert [driver.execute(box, ["x" * 5000]) for driver in (two.rest, two.cli)] == [(255, b"", b""), (127, b"", b"")]
+
+
 RUN = """
 import sys
 from ansible_collections.mage.lxd.plugins.module_utils._server import connect, options
@@ -271,36 +274,3 @@ def test_a_command_goes_on_where_its_caller_was_killed(two: Two, box: str) -> No
         process.wait()
         left.append(until(seconds, False) if driver == "rest" else running(seconds))
     assert left == [False, True]
-
-
-class Outer:
-    """A server whose commands all say the same."""
-
-    endpoint = "unix:///outer"
-
-    def execute(self, *_args: t.Any, **_more: t.Any) -> Completed:
-        return Completed(0, b"x" * 1000, b"")
-
-    def close(self) -> None:
-        """Nothing is held."""
-
-
-class Pieces(io.BytesIO):
-    """Notes how much is written at a time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sizes: list[int] = []
-
-    def write(self, data: t.Any) -> int:
-        self.sizes.append(len(data))
-        return super().write(data)
-
-
-def test_a_file_from_a_client_inside_comes_in_one_piece() -> None:
-    output = Pieces()
-    inside = CliDriver(
-        options.ServerOptions("unix:///x", via=("a",)), runner.ExecRunner(Outer(), "a", "default"), "lxc"
-    )
-    inside.pull_stream(files.Place("box", "/root/file"), output)
-    assert output.sizes == [1000]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from ansible_collections.mage.lxd.tests.integration import doors as doors_module
 from ansible_collections.mage.lxd.tests.integration import playbook, server
 from ansible_collections.mage.lxd.tests.integration.conftest import RunPlaybook
 
@@ -91,18 +92,104 @@ def test_a_box_with_nothing_but_a_shell(run_playbook: RunPlaybook, tmp_path: Pat
         assert run.result("Copy with a shell alone", host)["stdout_lines"] == ["[one]", "[two words]"]
 
 
+DELEGATED = """
+- hosts: localhost:{0}
+  gather_facts: false
+  tasks:
+    - name: Enter the other one
+      ansible.builtin.raw: cat /proc/sys/kernel/hostname
+      delegate_to: "{1}"
+    - name: Enter each
+      ansible.builtin.raw: cat /proc/sys/kernel/hostname
+      delegate_to: "{{{{ item }}}}"
+      loop: "{{{{ groups['boxes'] }}}}"
+    - name: Put a file there
+      ansible.builtin.script: "{2}"
+      delegate_to: "{{{{ groups['boxes'][1] }}}}"
+"""
+
+
+def test_a_delegated_task_runs_where_it_is_sent(run_playbook: RunPlaybook, tmp_path: Path, box: str) -> None:
+    script = tmp_path / "script.sh"
+    script.write_text("cat /proc/sys/kernel/hostname\n", encoding="utf-8")
+    other = f"{box}-other"
+    server.run("lxc", "launch", BUSYBOX, other)
+    hosts = playbook.LOCALHOST + inventory(box, other, f"a_box ansible_lxd_instance={box}")
+    run = run_playbook(DELEGATED.format(box, other, script), inventory=hosts).succeeded()
+    for host in ("localhost", box):
+        assert run.result("Enter the other one", host)["stdout"] == f"{other}\n"
+        entered = [one["stdout"].strip() for one in run.result("Enter each", host)["results"]]
+        assert entered == [box, other, box]
+        assert run.result("Put a file there", host)["stdout"].strip() == other
+
+
+ITEMS = play("""
+    - name: Enter each project
+      ansible.builtin.raw: id -u
+      vars:
+        ansible_lxd_project: "{{ item }}"
+      loop: [default, "{{ project }}", default]
+    - name: Enter each server
+      ansible.builtin.raw: id -u
+      vars:
+        ansible_lxd_endpoint: "unix://{{ item }}"
+      loop: ["{{ lxd }}", "{{ incus }}", "{{ lxd }}"]
+    - name: Put a file on each server
+      ansible.builtin.script: "{{ script }}"
+      delegate_to: "{{ item }}"
+      loop: [here, there, here]
+""")
+
+
+def test_each_item_of_a_loop_runs_where_and_as_whom_it_says(
+    run_playbook: RunPlaybook, doors: doors_module.Doors, tmp_path: Path, box: str
+) -> None:
+    """Three instances of one name: on each server one, and one in a project. Each has another number for eve."""
+    incus, _options = doors.way("incus")
+    name, project = f"{box}-loop", server.own_prefix()
+    script = tmp_path / "script.sh"
+    script.write_text("id -u\n", encoding="utf-8")
+    server.run("lxc", "project", "create", project, "-c", "features.images=false", "-c", "features.profiles=false")
+    try:
+        for uid, client in enumerate((("lxc",), ("lxc", "--project", project), ("incus",)), 1000):
+            server.run(*client, "init", BUSYBOX, name)
+            # One network takes a name once.
+            server.run(*client, "config", "device", "add", name, "eth0", "none")
+            server.run(*client, "start", name)
+            line = f"echo 'eve:x:{uid}:{uid}::/tmp:/bin/sh' >>/etc/passwd"
+            server.run(*client, "exec", name, "--", "sh", "-c", line)
+        address = f"ansible_lxd_instance={name} ansible_user=eve ansible_host=198.51.100.7 ansible_lxd_endpoint=unix://"
+        hosts = inventory(f"here {address}{doors_module.LXD_SOCKET}", f"there {address}{doors_module.INCUS_SOCKET}")
+        given = {"lxd": doors_module.LXD_SOCKET, "incus": doors_module.INCUS_SOCKET}
+        given |= {"project": project, "script": str(script)}
+        run = run_playbook(ITEMS, inventory=hosts, extra_vars=given, arguments=("--limit", "here")).succeeded()
+        found = {
+            task: [one["stdout"].strip() for one in run.result(task, "here")["results"]]
+            for task in ("Enter each project", "Enter each server", "Put a file on each server")
+        }
+    finally:
+        incus.delete(name)
+        server.delete_instances(name)
+        server.run("lxc", "project", "delete", project)
+    assert found == {
+        "Enter each project": ["1000", "1001", "1000"],
+        "Enter each server": ["1000", "1002", "1000"],
+        "Put a file on each server": ["1000", "1002", "1000"],
+    }
+
+
 MODULES = play("""
     - name: Ping
       ansible.builtin.ping:
     - name: Wait for a job in the background
       ansible.builtin.command: sh -c 'sleep 0.5; echo done'
-      async: 20
+      async: 60
       poll: 1
     - name: Begin afresh
       ansible.builtin.meta: reset_connection
     - name: Wait for the connection
       ansible.builtin.wait_for_connection:
-        timeout: 20
+        timeout: 60
     - name: Become eve by sudo
       ansible.builtin.command: id -un
       become: true
@@ -163,13 +250,49 @@ USERS = play("""
 
 
 def test_another_user_than_root(run_playbook: RunPlaybook, debian: str) -> None:
-    hosts = inventory(f"{debian} ansible_user=bob", f"by_number ansible_lxd_instance={debian} ansible_user=1000")
+    named = f"ansible_lxd_instance={debian} ansible_user"
+    client = f"client {named}=bob ansible_lxd_driver=cli"
+    hosts = inventory(f"{debian} ansible_user=bob", f"by_number {named}=1000", client)
     run = run_playbook(USERS, inventory=hosts, extra_vars={"password": "secret"}).succeeded()
-    for host in (debian, "by_number"):
+    for host in (debian, "by_number", "client"):
         assert run.result("Ask", host)["stdout_lines"] == ["bob", "/home/bob", "/home/bob"]
         assert run.result("Become root with a password", host)["stdout"] == "root"
         assert run.result("Become root by su with a password", host)["stdout"] == "root"
         assert run.result("Look", host)["stdout"] == "bob:bob"
+
+
+WHO = """
+- hosts: lxd_instances
+  gather_facts: false
+  remote_user: "1001"
+  tasks:
+    - name: Ask who it is
+      ansible.builtin.raw: id -u
+- hosts: lxd_instances
+  gather_facts: false
+  vars: {ansible_user: "1002"}
+  tasks:
+    - name: Ask who it is in this play
+      ansible.builtin.raw: id -u
+"""
+
+
+def test_another_user_than_the_inventorys(run_playbook: RunPlaybook, box: str, tmp_path: Path) -> None:
+    """The inventory plugin says root, which counts more than all but variables that are nearer."""
+    found = tmp_path / "hosts" / "found.lxd.yml"
+    found.parent.mkdir()
+    found.write_text(f"plugin: mage.lxd.lxd\nfilters: {{name: {box}}}\n", encoding="utf-8")
+
+    def asked(*arguments: str) -> list[str]:
+        run = run_playbook(WHO, inventory=found, arguments=arguments).succeeded()
+        names = ("Ask who it is", "Ask who it is in this play")
+        return [run.result(name, box)["stdout"].strip() for name in names]
+
+    assert asked("-u", "1003") == ["0", "1002"]
+    assert asked("-e", "ansible_user=1004") == ["1004", "1004"]
+    (found.parent / "group_vars").mkdir()
+    (found.parent / "group_vars" / "all.yml").write_text("ansible_lxd_user: '1005'\n", encoding="utf-8")
+    assert asked() == ["1005", "1005"]
 
 
 REBOOT = play("""
@@ -178,7 +301,7 @@ REBOOT = play("""
     - name: Reboot
       ansible.builtin.reboot:
         connect_timeout: 5
-        reboot_timeout: 60
+        reboot_timeout: 120
     - name: Ask after
       ansible.builtin.raw: cat /proc/sys/kernel/random/boot_id
     - name: Be there when it goes down
@@ -196,7 +319,7 @@ REBOOT = play("""
 def test_a_container_that_reboots(run_playbook: RunPlaybook, debian: str) -> None:
     run = run_playbook(REBOOT, inventory=inventory(debian)).succeeded()
     assert run.result("Reboot", debian)["rebooted"]
-    assert run.result("Reboot", debian)["elapsed"] < 30
+    assert run.result("Reboot", debian)["elapsed"] < 60
     asked = [run.result(name, debian)["stdout_lines"][0] for name in ("Ask before", "Ask after", "Ask at last")]
     assert len(set(asked)) == 3
     message = run.result("Be there when it goes down", debian)["msg"].removeprefix("Task failed: ")
@@ -231,6 +354,7 @@ def test_who_may_not_enter(run_playbook: RunPlaybook, debian: str) -> None:
     hosts = {
         "wrong": ("bob password=wrong", "Incorrect sudo password"),
         "silent": ("bob", "Missing sudo password"),
+        "wrong_by_cli": ("bob ansible_lxd_driver=cli password=wrong", "Incorrect sudo password"),
         "nobody": ("nobody-here", "there is no user nobody-here in the instance"),
     }
     lines = [f"{name} ansible_lxd_instance={debian} ansible_user={user}" for name, (user, _message) in hosts.items()]

@@ -6,14 +6,17 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import socket
 import threading
+import time
 import typing as t
 from pathlib import Path
 
 import pytest
 
 from ansible_collections.mage.lxd.plugins.module_utils import _errors
+from ansible_collections.mage.lxd.plugins.module_utils._server import exec as execution
 from ansible_collections.mage.lxd.plugins.module_utils._server import options
 from ansible_collections.mage.lxd.plugins.module_utils._server.core import CoreDriver
 from ansible_collections.mage.lxd.tests.integration import doors as doors_module
@@ -95,6 +98,42 @@ def test_a_transfer_that_is_cut_is_an_error_and_leaves_nothing(
     whole.close()
 
 
+@pytest.mark.parametrize("timeout", [600.0, 1.0])
+def test_output_that_stands_still_on_the_line_is_whole_or_an_error(
+    box: tuple[str, options.ServerOptions], timeout: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, where = box
+    monkeypatch.setattr(execution, "GRACE", 0.5)
+
+    def change(data: bytes) -> bytes:
+        # The server has told the end on another line by then.
+        time.sleep(2 if b"OUTPUT" in data else 0)
+        return data
+
+    with _between(where, tmp_path / "socket", change) as endpoint:
+        slow = CoreDriver(options.ServerOptions(endpoint, timeout=timeout))
+        argv = ["sh", "-c", "echo output | tr a-z A-Z"]
+        if timeout > 2:
+            assert slow.execute(name, argv) == (0, b"OUTPUT\n", b"")
+        else:
+            with pytest.raises(_errors.ServerUnreachable, match="the rest of a command's output did not come in time"):
+                slow.execute(name, argv)
+        slow.close()
+
+
+def test_a_pipe_is_refused_before_the_server_waits_in_it(box: tuple[str, options.ServerOptions]) -> None:
+    name, where = box
+    driver = CoreDriver(dataclasses.replace(where, timeout=5))
+    driver.execute(name, ["sh", "-c", "mkfifo /root/pipe; ln -s pipe /root/link"])
+    for path in ("/root/pipe", "/root/link"):
+        with pytest.raises(_errors.ServerError, match=f"pull {name}:{path}: it is a pipe"):
+            driver.pull(name, path)
+    driver.push(name, "/root/pipe", b"a file now")
+    assert driver.pull(name, "/root/link") == b"a file now"
+    driver.execute(name, ["rm", "/root/pipe", "/root/link"])
+    driver.close()
+
+
 def test_a_server_without_sftp_moves_files_all_the_same(box: tuple[str, options.ServerOptions], tmp_path: Path) -> None:
     name, where = box
     # An older server says of this path what it says of any that it does not know.
@@ -104,6 +143,8 @@ def test_a_server_without_sftp_moves_files_all_the_same(box: tuple[str, options.
         assert older.execute(name, ["stat", "-c", "%a %u %g", "/root/file"]).stdout == b"640 7 8\n"
         older.execute(name, ["ln", "-s", "file", "/root/link"])
         assert older.pull(name, "/root/link") == LARGE
+        older.execute(name, ["sh", "-c", "echo odd >/root/x$(printf '\\351')"])
+        assert older.pull(name, "/root/x\udce9") == b"odd\n"
         with pytest.raises(_errors.NotFound) as missing:
             older.pull(name, "/root/none")
         assert missing.value.request == f"pull {name}:/root/none"
@@ -111,7 +152,7 @@ def test_a_server_without_sftp_moves_files_all_the_same(box: tuple[str, options.
             older.pull(f"{name}-none", "/root/none")
         assert nobody.value.request.startswith("GET /1.0/instances/")
         assert older.execute(name, ["find", "/root", "-name", ".mage-*"]).stdout == b""
-        older.execute(name, ["rm", "/root/file", "/root/link"])
+        older.execute(name, ["sh", "-c", "rm /root/file /root/link /root/x*"])
         # Asked for once, and then never again.
         assert [path.rpartition("/")[2] for _method, path in older.requests].count("sftp") == 1
         older.close()

@@ -9,6 +9,7 @@ import dataclasses
 import os
 import signal
 import threading
+import time
 import typing as t
 
 import pytest
@@ -142,3 +143,56 @@ def test_a_daemon_that_restarts_in_mid_run(own: Own) -> None:
     assert done.failures == ()
     check(engine, before, BEFORE, {"goes"})
     assert "user.a" not in engine.get("changes")["config"]
+
+
+def begin_and_kill_both(own: Own, body: Raw, after: float) -> None:
+    """A caller begins to make an instance, and is killed together with the server."""
+    child = os.fork()
+    if child == 0:
+        try:
+            own.engine.run(body, meddle=lambda method, _path: _strike(own, after) if method == "POST" else None)
+        finally:
+            os._exit(3)
+    os.waitpid(child, 0)
+    assert own.daemon.process is not None
+    own.daemon.process.wait(60)
+    own.daemon.start()
+
+
+def _strike(own: Own, after: float) -> None:
+    def strike() -> None:
+        time.sleep(after)
+        own.daemon.machine.run("sh", "-c", "kill -9 $(cat /run/own.pid)")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=strike).start()
+
+
+def has_content(engine: Engine, name: str) -> bool:
+    """Whether the server finds a file in an instance."""
+    try:
+        return bool(engine.server.query(f"/1.0/instances/{engine.name(name)}/files?path=/"))
+    except RuntimeError as error:
+        if not any(words in str(error) for words in ("no such file or directory", "Instance storage pool not found")):
+            raise
+        return False
+
+
+def test_what_was_only_begun_is_made_anew(own: Own) -> None:
+    """Both were killed in the middle: there is a record of the instance, and nothing in it. Where there is something,
+    nothing is deleted."""
+    engine = own.engine
+    item = engine.item("begun")
+    for after in (0.02, 0.04, 0.0, 0.06, 0.08, 0.1) * 3:
+        begin_and_kill_both(own, item, after)
+        if engine.status("begun") == "Stopped" and "volatile.apply_template" not in engine.get("begun")["config"]:
+            if not has_content(engine, "begun"):
+                break
+            assert "nothing is deleted" in "".join(engine.run(item).failures)
+        engine.good({**item, "state": "absent"})
+    else:
+        pytest.fail("it was never caught in the middle")
+    done = engine.good(item)
+    assert done.one["actions"] == ["delete", "create", "start"]
+    assert "its creation seems to have been interrupted" in "".join(done.warnings)
+    assert not engine.good(item).changed

@@ -13,7 +13,6 @@ import pytest
 
 from ansible_collections.mage.lxd.plugins.module_utils import _errors
 from ansible_collections.mage.lxd.plugins.module_utils._context import Report
-from ansible_collections.mage.lxd.plugins.module_utils._server import folders
 from ansible_collections.mage.lxd.plugins.module_utils._server.driver import api
 from ansible_collections.mage.lxd.plugins.module_utils._server.options import ServerOptions
 from ansible_collections.mage.lxd.tests.integration import server, table
@@ -100,16 +99,21 @@ def life(one: Life, host: Server, folder: Path, done: t.Callable[[str], None]) -
     (here / "sub dir" / "run").write_text("#!/bin/sh\n")
     (here / "sub dir" / "run").chmod(0o755)
     (here / "link").symlink_to("sub dir/run")
-    folders.push(driver, name, str(here), "/root/there/deep")
+    driver.push_folder(name, "/root/there/deep", str(here))
     there = driver.execute(name, ["sh", "-c", "cd /root/there/deep; stat -c '%a %u' 'sub dir/run'; readlink link"])
     assert there.stdout.decode().splitlines() == ["755 0", "sub dir/run"]
     done("push folder")
-    folders.pull(driver, name, "/root/there/deep", str(back))
+    driver.pull_folder(name, "/root/there/deep", str(back))
     assert server.run("diff", "-r", str(here), str(back)) == ""
     assert (back / "sub dir" / "run").stat().st_mode & 0o777 == 0o755
     done("pull folder")
-    forced, _value = one.converge(state="stopped", timeout=6, **fields)
-    assert "did not shut down in 3 s" in "".join(forced.warnings)
+    patient = {"timeout": 1, "attempts": 2}
+    kept, _value = one.converge(state="stopped", stop={**patient, "force": False}, **fields)
+    assert "did not shut down in 1 s each time" in "".join(kept.failures)
+    assert status(host, name) == "Running"
+    done("stop, with retries")
+    forced, _value = one.converge(state="stopped", stop=patient, **fields)
+    assert "did not shut down in 1 s each time" in "".join(forced.warnings)
     assert (forced.failures, status(host, name)) == ((), "Stopped")
     done("stop, forced")
     del fields["config"]["raw.lxc"]

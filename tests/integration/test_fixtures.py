@@ -9,7 +9,7 @@ import socket
 import threading
 import typing as t
 
-from ansible_collections.mage.lxd.tests.integration import namespace, server
+from ansible_collections.mage.lxd.tests.integration import namespace, nested, server
 
 PLAY = """
 - hosts: localhost
@@ -60,3 +60,11 @@ def test_only_names_of_dead_runs_are_orphans() -> None:
     assert not server.is_orphan(server.own_prefix() + "-web")
     assert not server.is_orphan("web-1")
     assert server.is_orphan("mt4194305-abcd-web")
+
+
+def test_a_host_goes_with_what_is_frozen_in_it(tmp_path: t.Any) -> None:
+    with nested.nested_hosts(tmp_path) as hosts:
+        hosts.two.launch("ice")
+        hosts.two.run("lxc", "pause", "ice")
+        (name,) = hosts.one.via
+    assert not server.instances(name)

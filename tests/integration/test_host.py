@@ -9,13 +9,15 @@ import io
 import json
 import sys
 import tarfile
+import tempfile
 import time
 import typing as t
 from pathlib import Path
 
 import pytest
 
-from ansible_collections.mage.lxd.tests.integration import host_bare, playbook, server
+from ansible_collections.mage.lxd.tests.integration import host_bare, playbook, server, sshd
+from ansible_collections.mage.lxd.tests.integration.playbook import ROOT
 
 PLAY = """
 - hosts: all
@@ -45,7 +47,7 @@ PUBLISH = """
     - role: mage.lxd.lxd_provisioning
 """
 FACTS = "Read what later roles read"
-TODO = "Say what would be done, in check mode"
+FORESEEN = "Say what would be done, in check mode"
 TRIXIE: dict[str, t.Any] = {
     "alias": "mage-test/trixie",
     "build": {"suite": "trixie", "packages": ["ca-certificates", "python3"]},
@@ -66,18 +68,14 @@ def write_image(path: Path, description: str) -> None:
         archive.addfile(folder)
 
 
-def write_busybox(path: Path) -> None:
-    server.run("bash", str(Path(__file__).parent / "busybox-image.sh"), str(path))
-
-
 def snapshot() -> list[t.Any]:
-    """What the role could change on the server. Others work on it: who uses what does not count."""
+    """What the role could change on the server. What belongs to others, and who uses what, does not count."""
     networks = [network for network in server.lxd_query("/1.0/networks?recursion=1") if network["managed"]]
     pools = server.lxd_query("/1.0/storage-pools?recursion=1")
     found = [*networks, *pools, server.lxd_query("/1.0/profiles/default")]
     for item in found:
         item.pop("used_by", None)
-    return found
+    return [item for item in found if not server.is_of_others(item["name"])]
 
 
 def aliases() -> dict[str, str]:
@@ -114,7 +112,7 @@ def test_an_image_comes_from_a_file_and_follows_it(run_playbook: t.Any, tmp_path
     write_image(file, "first")
     checked = run_playbook(PLAY, extra_vars=wanted, check=True).succeeded()
     assert checked.changed == 1
-    assert f"file the image {alias}" in checked.result(TODO)["msg"]
+    assert f"file the image {alias}" in checked.result(FORESEEN)["msg"]
     assert alias not in aliases()
     assert run_playbook(PLAY, extra_vars=wanted).succeeded().changed == 1
     first = aliases()[alias]
@@ -125,6 +123,25 @@ def test_an_image_comes_from_a_file_and_follows_it(run_playbook: t.Any, tmp_path
     assert aliases()[alias] != first
     assert first not in fingerprints()
     run_playbook(PLAY, extra_vars=wanted).unchanged()
+
+
+@pytest.mark.parametrize("client", ["lxc", "incus"])
+def test_an_image_goes_where_the_roles_look_whatever_the_client_is_switched_to(client: str, tmp_path: Path) -> None:
+    """Another remote, and another project that has images of its own."""
+    name = server.own_prefix()
+    write_image(tmp_path / "image.tar", name)
+    switched = server.switched_client(tmp_path, name)
+    script = str(ROOT / "roles/lxd_host/files/mage-lxd-image.sh")
+    server.run(client, "project", "create", name, "-c", "features.images=true")
+    try:
+        argv = ["env", *switched, "bash", script, client, name, "file", str(tmp_path / "image.tar")]
+        said = server.run(*argv)
+        alias = json.loads(server.run(client, "query", f"/1.0/images/aliases/{name}?project=default"))
+        assert said == f"{name} {alias['target']}\n"
+        assert server.run(*argv) == ""
+        server.run(client, "image", "delete", alias["target"])
+    finally:
+        server.run(client, "project", "delete", name)
 
 
 def test_a_build_is_shared_by_two_aliases(run_playbook: t.Any, alias: str) -> None:
@@ -143,21 +160,57 @@ def test_a_failed_build_says_why_and_leaves_nothing(run_playbook: t.Any, alias: 
     assert not Path("/var/cache/mage-lxd/build").exists()
 
 
+def test_over_ssh_others_may_speak_on_the_same_stream(run_playbook: t.Any) -> None:
+    """sudo complains of a machine whose own name does not resolve."""
+    with tempfile.TemporaryDirectory() as folder, sshd.sshd() as host:
+        # For a user who may not look into the folders of these tests.
+        Path(folder).chmod(0o755)
+        loud = Path(folder) / "sudo"
+        loud.write_text('#!/bin/sh\necho "sudo: unable to resolve host new" >&2\nexec sudo "$@"\n', encoding="utf-8")
+        loud.chmod(0o755)
+        words = {
+            "ansible_connection": "ssh",
+            "ansible_host": "127.0.0.1",
+            "ansible_port": host.port,
+            "ansible_user": "sudoer",
+            "ansible_ssh_args": f"{host.args} -o ControlPath=none",
+            "ansible_python_interpreter": "/usr/bin/python3",
+            "ansible_become": True,
+            "ansible_become_exe": str(loud),
+        }
+        line = "new " + " ".join(f"{key}={json.dumps(str(value))}" for key, value in words.items()) + "\n"
+        done = run_playbook(PLAY, inventory=line, check=True).succeeded()
+    assert "unable to resolve host new" in done.output + json.dumps([one.result for one in done.tasks])
+    assert done.result(FACTS, "new")["msg"].endswith(" unix:///var/lib/lxd/unix.socket")
+
+
 def test_bad_input_is_refused_at_once(run_playbook: t.Any) -> None:
-    images = [
-        {"alias": "a", "file": "/nowhere", "server": "https://images.example.org"},
-        {"alias": "a", "build": {"suite": "../etc", "packages": ["ok", "-x"]}},
-        {"alias": "b"},
-    ]
-    message = run_playbook(PLAY, extra_vars={"lxd_host_images": images}).failed()
-    assert message.splitlines() == [
-        'lxd_host_images[0]: "a": must have one of server, file and build',
+    """The table of all that is refused is in tests/unit/test_host_survey.py."""
+    wanted = {
+        "lxd_host_images": [{"alais": "a", "file": "/nowhere"}, {"alias": "b"}],
+        "lxd_host_sysctls": {"vm.max_map_count": "many"},
+        "lxd_host_ipv4": "10.8.0.1",
+        "lxd_host_extra_packages": ["-x"],
+    }
+    message = run_playbook(PLAY, extra_vars=wanted).failed()
+    assert message.splitlines()[0].startswith('lxd_host_ipv4: "10.8.0.1": must be auto, none, or a host\'s address')
+    assert message.splitlines()[1:] == [
+        'lxd_host_extra_packages[0]: "-x": must be a package\'s name, such as nginx-light',
+        'lxd_host_sysctls.vm.max_map_count: "many": must be a whole number, such as 262144',
+        "lxd_host_images[0].alais: unknown key (did you mean alias?)",
+        "lxd_host_images[0].alias: missing: must be a name, such as debian/bookworm",
         'lxd_host_images[0].file: "/nowhere": there is no such file on this host',
-        'lxd_host_images[1].alias: "a": is in the list twice',
-        'lxd_host_images[1].build.suite: "../etc": must be a suite\'s name, such as bookworm',
-        'lxd_host_images[1].build.packages[1]: "-x": must be a package\'s name, such as nginx-light',
-        'lxd_host_images[2]: "b": must have one of server, file and build',
+        'lxd_host_images[1]: "b": must have one of server, file and build',
     ]
+
+
+def test_numbers_may_be_written_as_text(run_playbook: t.Any) -> None:
+    wanted = {
+        "lxd_host_sysctls": {"vm.max_map_count": "1"},
+        "lxd_host_wait": "60",
+        "lxd_host_extra_packages": "lxd",
+    }
+    run_playbook(PLAY, extra_vars=wanted, check=True).succeeded()
 
 
 def test_a_foreign_python_is_left_to_its_owner(run_playbook: t.Any, tmp_path: Path) -> None:
@@ -174,24 +227,78 @@ def test_a_foreign_python_is_left_to_its_owner(run_playbook: t.Any, tmp_path: Pa
 BARE = {"lxd_host_pool": "bare"}
 
 
+SITE = ROOT / "playbooks" / "site.yml"
+RULES = "iptables -S; iptables -t nat -S"
+
+
+class Bare:
+    """A machine without an init system, a list for it, and all that a run could write there."""
+
+    def __init__(self, run: t.Any, machine: host_bare.BareMachine, folder: Path) -> None:
+        self._run = run
+        self.machine = machine
+        self.hosts = folder / "hosts"
+        self.hosts.write_text("127.0.0.1 localhost\n", encoding="utf-8")
+        host_bare.write_busybox(folder / "busybox.tar.gz")
+        published = {"nat": [{"extport": 39187, "intport": 80}], "hostnames": ["in.example.org"]}
+        routes = [{"name": "shop.example.org"}]
+        self.wanted = {
+            **BARE,
+            "lxd_host_images": [{"alias": "busybox", "file": str(folder / "busybox.tar.gz")}],
+            "lxd_provisioning_inventory": [{"name": "web", "image": "busybox", "proxy": routes, **published}],
+            "lxd_provisioning_hosts_file": str(self.hosts),
+            "mageproxy_image": "busybox",
+        }
+
+    def run(self, play: str | Path, **options: t.Any) -> playbook.PlaybookRun:
+        inventory = f"[lxd_hosts]\n{playbook.LOCALHOST}"
+        done = self._run(play, inventory=inventory, extra_vars=self.wanted, prefix=self.machine.prefix, **options)
+        return t.cast("playbook.PlaybookRun", done.succeeded())
+
+    def written(self) -> list[str]:
+        """Files, rules, and what the server says where there is one."""
+        files = self.machine.run("find", "/var/lib/lxd", "/etc/sysctl.d", "-type", "f")
+        found = [files, self.machine.run("sh", "-c", RULES), self.hosts.read_text(encoding="utf-8")]
+        kinds = ("instances", "networks", "profiles", "storage-pools", "images") if "server.crt" in files else ()
+        return found + [self.machine.run("lxc", "query", f"/1.0/{kind}?recursion=1") for kind in kinds]
+
+
 def test_a_machine_without_an_init_system_becomes_a_host(run_playbook: t.Any, tmp_path: Path) -> None:
-    write_busybox(tmp_path / "busybox.tar.gz")
-    wanted = {**BARE, "lxd_host_images": [{"alias": "busybox", "file": str(tmp_path / "busybox.tar.gz")}]}
     with host_bare.bare_machine() as machine:
-        checked = run_playbook(PLAY, extra_vars=wanted, prefix=machine.prefix, check=True).succeeded()
+        bare = Bare(run_playbook, machine, tmp_path)
+        before = bare.written()
+        checked = bare.run(SITE, check=True, diff=True)
         assert checked.changed == 1
-        assert checked.result(FACTS)["msg"] == "False "
-        first = run_playbook(PLAY, extra_vars=wanted, prefix=machine.prefix).succeeded()
-        assert first.result(FACTS)["msg"] == "True unix:///var/lib/lxd/unix.socket"
-        run_playbook(PLAY, extra_vars=wanted, prefix=machine.prefix).unchanged()
+        assert {"start lxd", "file the image busybox"} < set(checked.result(FORESEEN)["msg"])
+        assert bare.written() == before
+        assert {task.status for task in checked.tasks if task.action.startswith("mage.lxd.")} <= {"skipped"}
+        assert bare.run(PLAY).result(FACTS)["msg"] == "True unix:///var/lib/lxd/unix.socket"
+        bare.run(PLAY).unchanged()
         assert machine.run("lxc", "storage", "list", "--format", "csv").startswith("bare,btrfs,")
+
+        # The site's playbook on a server that has nothing: what would come is shown, and nothing is written.
+        before = bare.written()
+        checked = bare.run(SITE, check=True, diff=True)
+        (planned,) = checked.result("Make the list of instances true")["instances"]
+        assert (planned["name"], planned["status"]) == ("web", "Running")
+        for shown in (
+            "instance default/mageproxy (create, start)",
+            "instance default/web (create, start, python)",
+            "--dport 39187 ",
+            f"--to-destination {planned['address']}:80",
+            "server_name shop.example.org;",
+            f"server {planned['address']}:80",
+            f"+{planned['address']} web in.example.org",
+        ):
+            assert shown in checked.output, checked.output
+        assert bare.written() == before
 
         machine.run("lxc", "launch", "busybox", "inner")
         machine.wait("sh", "-c", "lxc list --format csv --columns 4 inner | grep -q eth0")
 
         # The daemon dies, its containers do not: it is started again, and nothing else changes.
         machine.kill("/run/lxd.pid")
-        assert run_playbook(PLAY, extra_vars=wanted, prefix=machine.prefix).succeeded().changed == 1
+        assert bare.run(PLAY).changed == 1
         assert machine.run("lxc", "list", "--format", "csv", "--columns", "ns") == "inner,RUNNING"
         machine.run("lxc", "delete", "--force", "inner")
 
@@ -206,7 +313,7 @@ FLUSHES = (
 
 def test_a_play_restores_a_flushed_firewall(run_playbook: t.Any, tmp_path: Path) -> None:
     """In namespaces of its own: a flush takes the server's own rules, too."""
-    write_busybox(tmp_path / "busybox.tar.gz")
+    host_bare.write_busybox(tmp_path / "busybox.tar.gz")
     host = {**BARE, "lxd_host_images": [{"alias": "busybox", "file": str(tmp_path / "busybox.tar.gz")}]}
     web = {"name": "web", "image": "busybox", "nat": [{"extport": 39180, "intport": 80}]}
     hosts_file = tmp_path / "hosts"
@@ -252,6 +359,11 @@ def test_a_daemon_that_does_not_start_is_quoted(run_playbook: t.Any) -> None:
         run_playbook(PLAY, extra_vars=BARE, prefix=machine.prefix).succeeded()
 
 
+# Our rules with their chains and jumps, and how they go, while all others stay.
+OURS = "for table in nat filter; do iptables -t $table -S; done | grep MAGE || true"
+FORGET = "for table in nat filter; do iptables-save -t $table | grep -v MAGE | iptables-restore -T $table; done"
+
+
 class Machine:
     """A container that is to become a host itself."""
 
@@ -260,7 +372,7 @@ class Machine:
         self.inventory = f"outer ansible_connection=mage.lxd.lxd ansible_lxd_instance={name}\n"
 
     def sh(self, script: str, timeout: float = 120) -> str:
-        return server.run("lxc", "exec", self.name, "--", "sh", "-c", script, timeout=timeout).strip()
+        return server.run("lxc", "exec", self.name, "--", *server.LINGER, "sh", "-c", script, timeout=timeout).strip()
 
     def wait(self, script: str, seconds: float = 60) -> None:
         """Until the script succeeds in there."""
@@ -322,10 +434,13 @@ def test_debian_13_with_systemd_becomes_a_host_from_nothing(
 ) -> None:
     trixie.sh("touch /marker")
     checked = run_in(run_playbook, trixie, check=True)
-    assert "start lxd" in checked.result(TODO, "outer")["msg"]
+    assert "start lxd" in checked.result(FORESEEN, "outer")["msg"]
     assert checked.result(FACTS, "outer")["msg"] == "False "
     assert trixie.sh("find /etc /usr /var/lib/dpkg /var/lib/apt -newer /marker -type f") == ""
 
+    # As if an installation had been cut off.
+    trixie.sh("dpkg-query -s netbase >/var/lib/dpkg/updates/0000")
+    assert "dpkg was interrupted" in trixie.sh("apt-get install -y netbase 2>&1 || true")
     assert run_in(run_playbook, trixie).result(FACTS, "outer")["msg"] == "True unix:///var/lib/lxd/unix.socket"
     run_in(run_playbook, trixie).unchanged()
     assert trixie.sh("systemctl is-active lxd") == "active"
@@ -337,7 +452,7 @@ def test_debian_13_with_systemd_becomes_a_host_from_nothing(
     # A container of its own, provisioned, published and entered from here as on any host.
     trixie.split_cgroups()
     busybox = tmp_path / "busybox.tar.gz"
-    write_busybox(busybox)
+    host_bare.write_busybox(busybox)
     server.run("lxc", "file", "push", str(busybox), f"{trixie.name}/root/busybox.tar.gz")
     trixie.sh("lxc image import /root/busybox.tar.gz --alias busybox")
     inner = {
@@ -354,6 +469,18 @@ def test_debian_13_with_systemd_becomes_a_host_from_nothing(
     assert "inner in.example.org" in trixie.sh("cat /etc/hosts")
     assert trixie.sh("systemctl is-enabled mage-lxd-nat-lxd.service") == "enabled"
     assert provision(run_playbook, trixie, inner).stats["outer"]["changed"] == 0
+
+    # The unit brings back what is gone, once, and so does a boot.
+    rules = sorted(trixie.sh(OURS).splitlines())
+    assert len([rule for rule in rules if "-j MAGE-LXD-PRE" in rule]) == 1
+    trixie.sh(FORGET)
+    assert trixie.sh(OURS) == ""
+    for _again in range(2):
+        trixie.sh("systemctl restart mage-lxd-nat-lxd.service")
+        assert sorted(trixie.sh(OURS).splitlines()) == rules
+    server.run("lxc", "restart", trixie.name)
+    trixie.wait("systemctl is-active mage-lxd-nat-lxd.service")
+    assert sorted(trixie.sh(OURS).splitlines()) == rules
     gone = provision(run_playbook, trixie, {"name": "inner", "state": "absent"})
     assert gone.stats["outer"]["changed"] > 0
     assert "MAGE" not in trixie.sh("iptables-save")

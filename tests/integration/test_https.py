@@ -20,7 +20,7 @@ from socketserver import StreamRequestHandler, ThreadingUnixStreamServer
 import pytest
 
 from ansible_collections.mage.lxd.plugins.module_utils import _errors
-from ansible_collections.mage.lxd.plugins.module_utils._server import options
+from ansible_collections.mage.lxd.plugins.module_utils._server import options, snapshot
 from ansible_collections.mage.lxd.plugins.module_utils._server.core import CoreDriver
 from ansible_collections.mage.lxd.plugins.module_utils._server.relay import Relay
 from ansible_collections.mage.lxd.tests.integration import listener, server, tls
@@ -126,6 +126,9 @@ def test_a_restricted_certificate_says_so_where_it_ends(remote: Remote) -> None:
         for make in DRIVERS.values():
             with contextlib.closing(make(remote.parse(trust_token=token))) as driver:
                 assert driver.request("GET", "/1.0/instances", query={"project": project}).metadata == []
+                snapshot.check_project(driver, project)
+                with pytest.raises(_errors.InvalidInput, match=rf"no such project \(there are {project}\)$"):
+                    snapshot.check_project(driver, "no-such")
                 restricted = rf"\(the certificate {remote.pair[0]} is restricted on this server\)"
                 with pytest.raises(_errors.ServerError, match=restricted):
                     driver.request("GET", "/1.0/instances", query={"project": "default"})
@@ -306,6 +309,28 @@ def test_a_role_hands_on_how_the_server_is_reached(remote: Remote, run_playbook:
 
 
 # Remotes of the client programs
+
+
+@pytest.mark.parametrize("remote", [LXD], indirect=True, ids=["lxd"])
+def test_a_role_hands_on_a_remote(
+    remote: Remote, run_playbook: t.Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the certificates that the client has of it, though nothing else vouches for the server."""
+    monkeypatch.setenv("LXD_CONF", str(tmp_path / "conf"))
+    name, token = server.own_prefix(), listener.make_token(remote.host.run)
+    subprocess.run([remote.host.client[0], "remote", "add", "far", token], check=True, capture_output=True, input=b"")
+    wanted = {
+        "lxd_provisioning_inventory": [{"name": name, "image": remote.host.image}],
+        "lxd_provisioning_python": False,
+        "lxd_provisioning_hosts_file": "",
+        "lxd_provisioning_endpoint": "lxc:far",
+    }
+    try:
+        run = run_playbook(PROVISION, extra_vars=wanted).succeeded()
+        assert run.result("Ask who it is", name)["stdout"].strip() == name
+    finally:
+        remote.host.delete(name)
+        listener.forget(remote.host.run, str(tmp_path / "conf/client.crt"))
 
 
 def test_a_remote_that_the_client_added(remote: Remote, tmp_path: Path) -> None:

@@ -206,7 +206,7 @@ def test_a_pin_that_the_network_refuses_follows_what_it_leased(
         assert now != wanted
         assert f"the network has leased it {now} instead of {wanted}" in made.output
         assert lxd_query(f"/1.0/instances/{one['name']}")["devices"]["eth0"]["ipv4.address"] == now
-        assert now in server.run("lxc", "exec", one["name"], "--", "ip", "addr", "show", "eth0")
+        assert now in server.run("lxc", "exec", one["name"], "--", *server.LINGER, "ip", "addr", "show", "eth0")
         assert result(apply(run_playbook, one))["changed"] is False
     finally:
         server.run("ip", "netns", "delete", space)

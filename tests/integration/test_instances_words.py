@@ -16,7 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from ansible_collections.mage.lxd.plugins.module_utils._errors import InvalidInput
 from ansible_collections.mage.lxd.tests.integration import doors as doors_module
+from ansible_collections.mage.lxd.tests.integration import engine as engine_module
 from ansible_collections.mage.lxd.tests.integration import image_server, server
 from ansible_collections.mage.lxd.tests.integration.playbook import PlaybookRun
 
@@ -136,8 +138,11 @@ def test_words_become_what_the_server_calls_them(
     devices = one.query(f"/1.0/instances/{main}")["devices"]
     assert devices["root"]["size"] == "536870912"
     assert ipaddress.ip_address(devices["eth0"]["ipv4.address"]) in wish
-    assert devices["eth0"]["ipv4.address"] in one.run("exec", main, "--", "ip", "addr", "show", "eth0")
-    assert one.run("exec", main, "--", "stat", "-c", "%u %g", "/mapped/file").split() == [str(USER), str(USER)]
+    assert devices["eth0"]["ipv4.address"] in one.run("exec", main, "--", *server.LINGER, "ip", "addr", "show", "eth0")
+    assert one.run("exec", main, "--", *server.LINGER, "stat", "-c", "%u %g", "/mapped/file").split() == [
+        str(USER),
+        str(USER),
+    ]
     assert one.query(f"/1.0/instances/{brief}")["ephemeral"] is True
 
     one.run("exec", listed, "--", "sh", "-c", "cat /listed/file && echo from inside > /listed/new")
@@ -150,6 +155,27 @@ def test_words_become_what_the_server_calls_them(
     config = one.query(f"/1.0/instances/{copied}")["config"]
     assert (config["security.nesting"], config["limits.processes"]) == ("false", "99")
     assert "ipv4.address" not in one.query(f"/1.0/instances/{copied}")["devices"].get("eth0", {})
+
+
+def test_mounts_of_a_container_that_is_no_longer_privileged_are_as_those_of_a_new_one(
+    run_playbook: Run, there: tuple[doors_module.Server, str, str], folders: tuple[Path, Path]
+) -> None:
+    """No server takes a shifted mount while the container is privileged; some say of their kernel that it can, and it
+    cannot."""
+    one, endpoint, prefix = there
+    mounted: dict[str, t.Any] = {"image": doors_module.IMAGE, "mounts": [f"{folders[0]}:/srv"], "wait_for": []}
+    old, new = ({**mounted, "name": f"{prefix}-{suffix}"} for suffix in ("old", "new"))
+    apply(run_playbook, endpoint, {**old, "privileged": True})
+    assert "shift" not in one.query(f"/1.0/instances/{old['name']}")["devices"]["mount-srv"]
+    for changes in (True, False):
+        done = apply(run_playbook, endpoint, old, new)
+        assert bool(done.changed) is changes, done.output
+        raw, fresh = (one.query(f"/1.0/instances/{item['name']}") for item in (old, new))
+        assert (raw["status"], raw["devices"]) == ("Running", fresh["devices"])
+        assert raw["config"].get("raw.idmap") == fresh["config"].get("raw.idmap")
+        assert "security.privileged" not in raw["config"]
+        owner = one.run("exec", old["name"], "--", *server.LINGER, "stat", "-c", "%u", "/srv")
+        assert owner.strip() == str(USER)
 
 
 def test_images_of_files_are_imported_once_and_kept_up_to_date_as_said(
@@ -203,3 +229,17 @@ def test_an_address_that_cannot_be_had_is_told_before_anything_is_made(
     assert f"{prefix}-e: " in refused.failed()
     assert "canary" not in refused.output + json.dumps([task.result for task in refused.tasks])
     assert not [path for path in one.query("/1.0/instances") if prefix in path]
+
+
+def test_no_access_list_is_written_for_a_server_that_is_elsewhere(
+    doors: doors_module.Doors, folders: tuple[Path, Path]
+) -> None:
+    asked, options = doors.way("https")
+    engine = engine_module.Engine(asked, options, server.own_prefix())
+    mount = {"source": str(folders[1]), "path": "/listed", "acl": True}
+    with pytest.raises(
+        InvalidInput, match=r"mounts\[0\]\.acl: access lists are written on the machine that the module"
+    ):
+        engine.run(engine.item("far", mounts=[mount], state="stopped"))
+    assert engine.status("far") == "Absent"
+    assert os.listxattr(folders[1]) == []

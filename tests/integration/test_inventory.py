@@ -125,6 +125,21 @@ def incus(prefix: str) -> t.Iterator[doors.Server]:
     doors.INCUS.delete(f"{prefix}-")
 
 
+def test_half_of_a_character_in_a_variable_is_left_out(prefix: str, incus: doors.Server, tmp_path: Path) -> None:
+    """JSON may hold it; YAML and files do not."""
+    name, target = f"{prefix}-off", tmp_path / "all.json"
+    path = write(tmp_path, f"endpoint: unix://{doors.INCUS_SOCKET}\nfilters: {{name: {prefix}-*}}\nneed: []\n")
+    incus.run("config", "set", name, _keys.VARS, '{"a": "x\\ud800y"}')
+    try:
+        for how in (("--yaml",), ("--output", str(target))):
+            done = ansible("ansible-inventory", path, "--list", *how)
+            assert done.returncode == 0, done.stderr
+            assert "half of a character" in done.stderr
+            assert f"{prefix}-web" in (done.stdout or target.read_text(encoding="utf-8"))
+    finally:
+        incus.run("config", "unset", name, _keys.VARS)
+
+
 def test_two_servers_and_one_that_is_gone(prefix: str, incus: doors.Server, tmp_path: Path) -> None:
     path = write(tmp_path, BOTH.replace("PREFIX", prefix) + "prefer: {family: ipv4}\nneed: [state, snapshots]\n")
     done = ansible("ansible-inventory", path, "--list")
@@ -246,6 +261,47 @@ def test_a_cache_is_used_until_it_is_flushed(prefix: str, tmp_path: Path) -> Non
     server.delete_instances(f"{prefix}-new")
 
 
+def test_a_cache_answers_for_no_other_server(prefix: str, tmp_path: Path) -> None:
+    text = f"cache: true\ncache_plugin: ansible.builtin.jsonfile\ncache_connection: {tmp_path}/cache\n"
+    path = write(tmp_path, text + f"filters: {{name: {prefix}-*}}\n")
+    there = ansible("ansible-inventory", path, "--graph", LXD_SOCKET=doors.LXD_SOCKET)
+    assert f"{prefix}-off" in there.stdout
+    elsewhere = ansible("ansible-inventory", path, "--graph", LXD_SOCKET="/nope")
+    assert f"{prefix}-off" not in elsewhere.stdout
+    assert "Cannot reach the server at unix:///nope" in " ".join(elsewhere.stderr.split())
+
+
+ABSENT = """servers:
+  - name: here
+    endpoint: unix://SOCKET
+    projects: [default, nope]
+  - name: remote
+    endpoint: lxc:nope
+  - name: certificate
+    endpoint: https://rack-1.example.org:8443
+    server_cert: none.crt
+on_unreachable: warn
+"""
+
+
+def test_servers_that_are_not_there_lose_nobody_else(prefix: str, tmp_path: Path) -> None:
+    text = ABSENT.replace("SOCKET", doors.LXD_SOCKET)
+    path = write(tmp_path, text)
+    done = ansible("ansible-inventory", path, "--list", ANSIBLE_INVENTORY_ANY_UNPARSED_IS_FAILED="1")
+    assert done.returncode == 0, done.stderr
+    assert f"{prefix}-off" in shown(done.stdout)[0]
+    said = " ".join(done.stderr.split())
+    for line, words in (
+        (5, 'servers[0].projects: "nope": there is none on'),
+        (7, 'servers[1].endpoint: "lxc:nope": there is no such remote'),
+        (10, f'servers[2].server_cert: "{tmp_path}/none.crt": there is no such file: its instances are missing'),
+    ):
+        assert f"{path}:{line}: {words}" in said, said
+    write(tmp_path, text.replace("warn", "fail"))
+    refused = ansible("ansible-inventory", path, "--list", ANSIBLE_INVENTORY_ANY_UNPARSED_IS_FAILED="1")
+    assert refused.returncode != 0
+
+
 @pytest.mark.parametrize(
     ("text", "messages"),
     [
@@ -262,14 +318,29 @@ def test_a_cache_is_used_until_it_is_flushed(prefix: str, tmp_path: Path) -> Non
         ("project: nope\n", [f':2: project: "nope": there is none on unix://{doors.LXD_SOCKET}']),
         ("strict: true\ncompose:\n  b: lxd_type\n  a: nope\n", [":5: compose.a: Could not set a for host"]),
         ("strict: true\nfilters:\n  expression: nope\n", [":4: filters.expression: "]),
-        ("compose: {a: b\n", [""]),
+        ("groups: {}\ncompose: {a: b\n", [":4: is no YAML: expected ',' or '}'"]),
+        (
+            "strict: maybe\nkeyed_groups:\n  - key: lxd_type\n    prefx: x\ncache_timeout: x\n",
+            [
+                ':2: strict: "maybe": must be true or false',
+                ":5: keyed_groups[0].prefx: unknown key (did you mean prefix?)",
+                ':6: cache_timeout: "x": must be a number of seconds',
+            ],
+        ),
+        ("cache: true\ncache_plugin: nope\n", [":3: cache_plugin: Unable to load the cache plugin"]),
+        (
+            "cache: true\ncache_plugin: ansible.builtin.jsonfile\ncache_connection: /proc/nope\n",
+            [":4: cache_connection: "],
+        ),
     ],
 )
 def test_a_mistake_in_the_file_is_told_with_its_place(
     prefix: str, tmp_path: Path, text: str, messages: list[str]
 ) -> None:
     path = write(tmp_path, text)
-    done = ansible("ansible-inventory", path, "--list", ANSIBLE_INVENTORY_ANY_UNPARSED_IS_FAILED="1")
+    # A file that is no YAML comes to no plugin that others choose by what is in it.
+    alone = {"ANSIBLE_INVENTORY_ENABLED": "mage.lxd.lxd", "ANSIBLE_INVENTORY_ANY_UNPARSED_IS_FAILED": "1"}
+    done = ansible("ansible-inventory", path, "--list", **alone)
     assert done.returncode != 0
     said = " ".join(done.stderr.split())
     for message in messages:

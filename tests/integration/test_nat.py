@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import ipaddress
 import json
 import os
 import random
@@ -23,6 +22,10 @@ from pathlib import Path
 
 import pytest
 
+from ansible_collections.mage.lxd.plugins.module_utils._context import Context
+from ansible_collections.mage.lxd.plugins.module_utils._errors import InvalidInput
+from ansible_collections.mage.lxd.plugins.module_utils._nat import iptables, plan, render, spec
+from ansible_collections.mage.lxd.plugins.module_utils._server import options
 from ansible_collections.mage.lxd.tests.integration import namespace, playbook, server
 
 FOLDER = Path(__file__).parent
@@ -36,11 +39,6 @@ HEAD = "- hosts: localhost\n  gather_facts: false\n  tasks:\n"
 def gateway() -> str:
     """The host's address on the bridge."""
     return server.bridge_subnet().partition("/")[0]
-
-
-def late_address(back: int) -> str:
-    """An address near the end of the bridge's subnet, where nothing else picks one."""
-    return str(ipaddress.ip_interface(server.bridge_subnet()).network[-1 - back])
 
 
 def task(name: str, action: str = "mage.lxd.nat", **arguments: t.Any) -> str:
@@ -177,6 +175,28 @@ def test_a_port_is_reached_from_everywhere(pair: t.Any, client_namespace: t.Any,
         pass
 
 
+def test_an_address_that_the_host_has_not_leads_nobody_astray(
+    pair: t.Any, client_namespace: t.Any, run_playbook: t.Any
+) -> None:
+    """An instance's key may name any address: what the host and others send there is not for the instance."""
+    a, b = pair
+    client, port = client_namespace, free_port()
+    publish(b.name)
+    publish(a.name, {"extport": port, "intport": 7, "extaddr": client.address, "proto": "both"})
+    done = run_playbook(HEAD + task("Publish")).succeeded().result("Publish")
+    assert any(f"no interface of this host has {client.address}" in one for one in done["warnings"])
+    argv = [*client.prefix(), *PEER, "serve", "itself", str(port), str(port)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as peer:
+        try:
+            assert peer.stdout is not None
+            assert peer.stdout.readline() == b"ready\n"
+            for proto in ("tcp", "udp"):
+                assert ask(proto, client.address, port) == f"itself {client.host_address}"
+                assert b.ask(proto, client.address, port).split()[0] == "itself"
+        finally:
+            peer.kill()
+
+
 def test_a_udp_flow_follows_its_port(pair: t.Any, client_namespace: t.Any, run_playbook: t.Any) -> None:
     a, b = pair
     port = free_port()
@@ -231,6 +251,51 @@ def test_conflicts_are_told_before_anything_changes(pair: t.Any, run_playbook: t
     }
 
 
+@dataclasses.dataclass
+class Run:
+    """A run of the module in this process, which has read and planned; what it does comes later."""
+
+    declared: tuple[dict[str, t.Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        self.desired = spec.Desired(declared=self.declared)
+        self.context = Context({}, False, options.parse({}))
+        self.observed = iptables.observe(self.desired, self.context)
+        self.planned = plan.plan(self.desired, self.observed)
+
+    def finish(self) -> t.Mapping[str, t.Any]:
+        with contextlib.closing(self.context):
+            report = iptables.apply(self.desired, self.observed, self.planned, self.context)
+        return plan.present(self.desired, self.observed, self.planned, report)
+
+
+def test_a_run_that_is_late_undoes_nothing_of_another(pair: t.Any) -> None:
+    a, b = pair
+    first, second = free_port(), free_port()
+    publish(b.name)
+    publish(a.name, {"extport": first, "intport": 7})
+    late = Run()
+    publish(b.name, {"extport": second, "intport": 7})
+    Run().finish()
+    ports = {one["external"] for one in late.finish()["rules"]}
+    assert {f"*:{first}", f"*:{second}"} <= ports
+    rules = "\n".join(saved())
+    assert f"--dport {first} " in rules
+    assert f"--dport {second} " in rules
+    # What it declared has gone to somebody else meanwhile.
+    publish(b.name)
+    Run().finish()
+    publish(a.name, {"extport": second, "intport": 7})
+    late = Run((declared(a),))
+    publish(a.name)
+    publish(b.name, {"extport": second, "intport": 7})
+    Run().finish()
+    publish(a.name, {"extport": second, "intport": 7})
+    with pytest.raises(InvalidInput, match=f"default/{a.name}: .*: default/{b.name} has it already"):
+        late.finish()
+    assert not [line for line in saved() if f"default/{a.name}" in line]
+
+
 @pytest.fixture(params=["nft", "legacy"])
 def firewall(request: pytest.FixtureRequest, tmp_path: Path) -> t.Iterator[tuple[namespace.Namespace, dict[str, str]]]:
     """A namespace with an empty firewall of its own, and the environment in which iptables is of one kind."""
@@ -252,7 +317,7 @@ def test_one_run_restores_whatever_was_taken_away(firewall: t.Any, unique_name: 
     made, environment = firewall
     name = unique_name("a")
     server.run("lxc", "init", IMAGE, name)
-    server.run("lxc", "config", "device", "override", name, "eth0", f"ipv4.address={late_address(2)}")
+    server.run("lxc", "config", "device", "override", name, "eth0", f"ipv4.address={server.late_address()}")
     publish(name, {"extport": 61080, "intport": 80}, {"extport": 61053, "proto": "udp", "extif": "lxdbr0"})
     damages = {
         "everything was flushed": ["iptables -F; iptables -X; iptables -t nat -F; iptables -t nat -X"],
@@ -290,6 +355,47 @@ def test_one_run_restores_whatever_was_taken_away(firewall: t.Any, unique_name: 
     left = run.result("Nothing")["stdout"]
     assert "MAGE" not in left
     server.run("lxc", "delete", name)
+
+
+def test_docker_s_chain_is_used_only_while_packets_come_to_it(
+    firewall: t.Any, unique_name: t.Any, run_playbook: t.Any, tmp_path: Path
+) -> None:
+    made, environment = firewall
+    name = unique_name("a")
+    server.run("lxc", "init", IMAGE, name)
+    server.run("lxc", "config", "device", "override", name, "eth0", f"ipv4.address={server.late_address()}")
+    publish(name, {"extport": 61081, "intport": 80})
+    only: dict[str, t.Any] = {"nat_policy": {"ports": ["61081"]}}
+    steps = {
+        "Docker is gone": ("iptables -P FORWARD DROP; iptables -N DOCKER-USER; iptables -A DOCKER-USER -j RETURN", ""),
+        "Docker is there": ("iptables -I FORWARD -j DOCKER-USER", "DOCKER-USER"),
+        "FORWARD was flushed": ("iptables -F FORWARD", ""),
+    }
+    text = HEAD
+    for step, (commands, _chain) in steps.items():
+        text += command(step, "sh", "-ec", commands)
+        text += task(f"Publish while {step}", **only) + task(f"Publish again while {step}", **only)
+        text += command(f"Rules while {step}", "iptables-save", "-t", "filter")
+    run = run_playbook(text, prefix=made.prefix(), environment=environment).succeeded()
+    for step, (_commands, chain) in steps.items():
+        assert run.task(f"Publish while {step}").changed, step
+        assert not run.task(f"Publish again while {step}").changed, step
+        found = re.findall(r"^-A (\S+) -j MAGE-LXD-FWD$", run.result(f"Rules while {step}")["stdout"], re.MULTILINE)
+        assert found == [chain or "FORWARD"], step
+    server.run("lxc", "delete", name)
+    # What the unit does after a reboot: the same, whatever Docker is doing then.
+    wanted = render.Wanted("filter", {}, (render.Rule("DOCKER-USER", ("-j", "MAGE-LXD-FWD")),))
+    unit = render.persistence("lxd", [wanted], environment["PATH"].split(":")[0]).files[render.paths("lxd")[1]]
+    (jump,) = re.findall("^ExecStart=/bin/sh -c '(.*)'$", str(unit), re.MULTILINE)
+    for before, chain in (
+        ("iptables -D FORWARD -j MAGE-LXD-FWD", "FORWARD"),
+        (":", "FORWARD"),
+        ("iptables -D FORWARD -j MAGE-LXD-FWD; iptables -I FORWARD -j DOCKER-USER", "DOCKER-USER"),
+        (":", "DOCKER-USER"),
+    ):
+        made.run("env", f"PATH={environment['PATH']}", "sh", "-ec", f"{before}; {jump}; true")
+        saved_rules = made.run(str(tmp_path / "iptables-save"), "-t", "filter")
+        assert re.findall(r"^-A (\S+) -j MAGE-LXD-FWD$", saved_rules, re.MULTILINE) == [chain]
 
 
 def test_writers_side_by_side_lose_nothing(firewall: t.Any) -> None:
@@ -342,7 +448,7 @@ def test_a_kill_in_the_middle_leaves_a_whole_set(firewall: t.Any) -> None:
 def test_a_host_with_rules_in_both_kinds_is_refused(unique_name: t.Any, run_playbook: t.Any) -> None:
     name = unique_name("a")
     server.run("lxc", "init", IMAGE, name)
-    server.run("lxc", "config", "device", "override", name, "eth0", f"ipv4.address={late_address(1)}")
+    server.run("lxc", "config", "device", "override", name, "eth0", f"ipv4.address={server.late_address()}")
     publish(name, {"extport": 8080, "intport": 80})
     with namespace.client_namespace() as made:
         made.run("iptables-legacy", "-A", "INPUT", *FOREIGN)

@@ -9,12 +9,14 @@ import contextlib
 import json
 import os
 import signal
+import time
 import typing as t
 from pathlib import Path
 
 import pytest
 
 from ansible_collections.mage.lxd.plugins.module_utils import _errors
+from ansible_collections.mage.lxd.plugins.module_utils._instances import states
 from ansible_collections.mage.lxd.plugins.module_utils._server import options
 from ansible_collections.mage.lxd.plugins.module_utils._server.rest import RestDriver
 from ansible_collections.mage.lxd.tests.integration import doors, listener, server, tls
@@ -31,7 +33,7 @@ filters: {name: PREFIX-*}
 def test_a_change_of_configuration_changes_nothing_else(engine: Engine) -> None:
     """Elsewhere it wiped devices and the description, and it started a stopped container and failed then with
     "Volatile idmap keys can't be deleted by the user"; numbers were never equal to what the server says of them."""
-    item = engine.item("a", state="stopped")
+    item = engine.item("a", state="stopped", devices={})
     engine.good(item)
     engine.patch("a", {"description": "by hand", "devices": {"hand": {"type": "none"}}})
     engine.good({**item, "devices": {"ours": {"type": "none"}}})
@@ -82,25 +84,67 @@ def test_what_does_not_come_in_time_is_a_failure(engine: Engine) -> None:
     assert "address of eth0: not so after 1 s; last state: Running" in failure
 
 
-def test_a_status_of_error_is_a_status(engine: Engine) -> None:
-    """Elsewhere it was a KeyError. A server says so of what it cannot ask: here, while its monitor is held."""
+def hold(engine: Engine, suffix: str) -> int:
+    """Hold the monitor of a container: the server cannot ask it then, and says Error. Returns the process."""
+    monitor = int(server.run("pgrep", "-f", rf"^\[lxc monitor\] \S+ {engine.name(suffix)}$"))
+    os.kill(monitor, signal.SIGSTOP)
+    return monitor
+
+
+@pytest.mark.parametrize("state", states.STATUS)
+def test_a_status_of_error_is_a_status(engine: Engine, state: str) -> None:
+    """Elsewhere it was a KeyError. Here, the server finds its monitor again as soon as it is to do something."""
     item = engine.item("d", wait_for=[])
     engine.good(item)
     used = engine.get("d")["last_used_at"]
-    monitor = int(server.run("pgrep", "-f", rf"^\[lxc monitor\] \S+ {item['name']}$"))
-    os.kill(monitor, signal.SIGSTOP)
+    monitor = hold(engine, "d")
 
     def meddle(_method: str, path: str) -> None:
         if path.startswith("/1.0/instances/"):
             os.kill(monitor, signal.SIGCONT)
+            # It is itself again in a moment.
+            time.sleep(0.5 if not asked else 0)
+            asked.append(path)
 
+    asked: list[str] = []
     try:
-        done = engine.good(item, meddle=meddle)
+        done = engine.good({**item, "state": state}, meddle=meddle)
     finally:
-        os.kill(monitor, signal.SIGCONT)
-    # It was but held, and is not ended for that.
-    assert done.one["actions"] == ["kill", "start"]
-    assert (done.one["status"], engine.get("d")["last_used_at"]) == ("Running", used)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(monitor, signal.SIGCONT)
+    assert tuple(done.one["actions"]) == states.steps("Error", state)
+    assert engine.status("d") == states.STATUS[state]
+    if state in ("started", "frozen"):
+        # It was but held, and is not ended for that.
+        assert engine.get("d")["last_used_at"] == used
+    elif state == "restarted":
+        assert engine.get("d")["last_used_at"] != used
+
+
+def test_a_status_of_error_that_stays(engine: Engine) -> None:
+    """A server deletes what it cannot ask, and does nothing else with it: the message says what to do on the host."""
+    items = {state: engine.item(state, wait_for=[]) for state in states.STATUS}
+    engine.good(*items.values())
+    monitors = {state: hold(engine, state) for state in items}
+    inside = server.run("pgrep", "-P", str(monitors["absent"])).split()
+    try:
+        done = engine.run(*({**items[state], "state": state} for state in items), concurrency=len(items))
+    finally:
+        for monitor in monitors.values():
+            os.kill(monitor, signal.SIGCONT)
+        # Nobody knows of them any more.
+        for process in inside if engine.status("absent") == "Absent" else ():
+            os.kill(int(process), signal.SIGKILL)
+    assert engine.status("absent") == "Absent"
+    assert "absent: its status was Error" in "".join(done.warnings)
+    assert "processes of it may be left on the host" in "".join(done.warnings)
+    assert len(done.failures) == len(items) - 1
+    for failure in done.failures:
+        assert "its status is Error, and the server does not stop it" in failure
+        assert "end the process that watches over it on the host" in failure
+    for state in items:
+        if state != "absent":
+            assert (done.steps(engine.name(state)), engine.status(state)) == ([], "Running")
 
 
 def test_a_stopped_container_is_never_the_controller(engine: Engine, tmp_path: Path) -> None:

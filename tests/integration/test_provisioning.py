@@ -8,6 +8,8 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
+import socket
 import subprocess
 import typing as t
 from pathlib import Path
@@ -17,7 +19,13 @@ import yaml
 
 from ansible_collections.mage.lxd.tests.integration import server
 from ansible_collections.mage.lxd.tests.integration.namespace import Namespace
-from ansible_collections.mage.lxd.tests.integration.playbook import BIN, ROOT, PlaybookRun, ansible_environment
+from ansible_collections.mage.lxd.tests.integration.playbook import (
+    BIN,
+    LOCALHOST,
+    ROOT,
+    PlaybookRun,
+    ansible_environment,
+)
 
 Run = t.Callable[..., PlaybookRun]
 Query = t.Callable[..., t.Any]
@@ -25,12 +33,7 @@ Unique = t.Callable[[str], str]
 
 # What a token says of its server, and the containers know it by.
 PIN = "5c" * 32
-PLAY = """
-- hosts: localhost
-  gather_facts: false
-  roles:
-    - role: mage.lxd.lxd_provisioning
-
+ASK = """
 - hosts: lxd_containers
   gather_facts: false
   tasks:
@@ -38,6 +41,12 @@ PLAY = """
       ansible.builtin.raw: hostname
       changed_when: false
 """
+PLAY = f"""
+- hosts: localhost
+  gather_facts: false
+  roles:
+    - role: mage.lxd.lxd_provisioning
+{ASK}"""
 
 
 class Site:
@@ -179,33 +188,94 @@ def test_mistakes_are_told_before_the_proxy_is_made(site: Site, lxd_query: Query
     assert server.instances(site.proxy) == []
 
 
+def test_what_cannot_be_published_is_told_at_once_before_anything_is_made(site: Site, run_playbook: Run) -> None:
+    """A port that a process has, an interface that is not there, raw directives, and a port of the proxy's own."""
+    items = site.items()
+    items[0].update(proxy=[{"name": "raw.example.org", "raw": "return 204;"}])
+    items[1]["nat"] = [{"extif": "nowhere0", "extport": 39186, "intport": 80}]
+    items[2]["nat"] = [{"extport": 39185, "intport": 80}]
+    items[2]["image"] = "no-such/image"
+    with socket.create_server(("0.0.0.0", 39180)):
+        message = site.provision(items, extra={"mageproxy_nat": [{"extport": 39185, "intport": 80}]}).failed()
+        assert server.instances(site.web.rsplit("-", 1)[0]) == []
+        role = "- hosts: localhost\n  gather_facts: false\n  roles: [mage.lxd.mageproxy]\n"
+        own = {"mageproxy_name": site.proxy, "mageproxy_nat": [{"extport": 39180, "intport": 80}]}
+        alone = run_playbook(role, extra_vars={**own, "mageproxy_image": "mage-test/busybox"}).failed()
+        assert server.instances(site.proxy) == []
+    taken = rf"nat\[0\]: tcp port 39180: .*\(pid {os.getpid()}\).* on this host"
+    assert re.search(f"default/{site.web}: {taken}", message), message
+    assert re.search(f"default/{site.proxy}: {taken}", alone), alone
+    assert f"default/{site.tcp}: nat[0]: tcp port 39186 on nowhere0: this host has no interface nowhere0" in message
+    assert f"default/{site.proxy}: nat[0]: tcp port 39185: default/{site.off} has it already" in message
+    assert 'instances[2].image: "no-such/image": no image on the server has this alias' in message
+    assert f"default/{site.web}: raw.example.org/: raw directives are only taken with proxy_policy.allow_raw" in message
+    assert site.hosts.read_text(encoding="utf-8") == "127.0.0.1 localhost\n"
+
+
+BATCHES = """
+- hosts: one two skips
+  gather_facts: false
+  serial: 1
+  tasks:
+    - name: Make its list true
+      ansible.builtin.include_role:
+        name: mage.lxd.lxd_provisioning
+      vars:
+        lxd_provisioning_owner: "{{ owner }}-{{ inventory_hostname }}"
+        lxd_provisioning_inventory:
+          - {name: "{{ owner }}-{{ inventory_hostname }}", image: mage-test/busybox}
+      when: inventory_hostname != 'skips'
+"""
+
+
+def test_hosts_in_batches_and_one_that_skips_the_role(site: Site, run_playbook: Run) -> None:
+    """All their containers are in the inventory."""
+    inventory = LOCALHOST + "".join(LOCALHOST.replace("localhost", name) for name in ("one", "two", "skips"))
+    owner = site.web.rsplit("-", 1)[0]
+    variables = {"owner": owner, "lxd_provisioning_python": False, "lxd_provisioning_hosts_file": str(site.hosts)}
+    done = run_playbook(BATCHES + ASK, inventory=inventory, extra_vars=variables)
+    for name in ("one", "two"):
+        said = done.succeeded().result("Ask who it is", f"{owner}-{name}")
+        assert said["stdout"].strip() == f"{owner}-{name}"
+
+
+def test_a_list_that_is_no_list_is_one_clear_error(site: Site) -> None:
+    message = site.provision(t.cast("list[dict[str, t.Any]]", "web-1")).failed()
+    assert message.startswith("Invalid input: instances[0]: is text: must be a mapping with the keys address, ")
+
+
+SEEN = "unix:///var/lib/lxd/unix.socket"
+FAR = "https://server.example:8443"
+OF_CLIENT = {"lxd_provisioning_endpoint": "lxc:far", "lxd_provisioning_trust_token": ""}
+ON_PORT = {"endpoint": "ssh://ops@elsewhere:2222/var/lib/lxd/unix.socket", "ssh_args": ""}
+INSIDE = {"lxd_provisioning_via": ["inner"]}
+
+
 @pytest.mark.parametrize(
-    ("connection", "endpoint", "door"),
+    ("connection", "endpoint", "more", "door"),
     [
-        (
-            "local",
-            "unix:///var/lib/lxd/unix.socket",
-            {"endpoint": "unix:///var/lib/lxd/unix.socket", "driver": "cli", "server_fingerprint": PIN},
-        ),
-        (
-            "ssh ansible_user=ops ansible_port=2222",
-            "unix:///var/lib/lxd/unix.socket",
-            {"endpoint": "ssh://ops@elsewhere:2222/var/lib/lxd/unix.socket", "ssh_args": ""},
-        ),
-        (
-            "ssh",
-            "https://server.example:8443",
-            {"endpoint": "https://server.example:8443", "driver": "cli", "server_fingerprint": PIN},
-        ),
+        ("local", SEEN, {}, {"endpoint": SEEN, "driver": "cli", "server_fingerprint": PIN}),
+        ("local", FAR, OF_CLIENT, {"endpoint": "lxc:far", "driver": "cli"}),
+        ("ssh ansible_user=ops ansible_port=2222", SEEN, {}, ON_PORT),
+        ("ssh ansible_user=ops ansible_port=2222", SEEN, INSIDE, {**ON_PORT, "via": ["inner"]}),
+        ("ssh", FAR, {}, {"endpoint": FAR, "driver": "cli", "server_fingerprint": PIN}),
+        ("ssh", FAR, OF_CLIENT, {"endpoint": FAR, "driver": "cli", "server_fingerprint": PIN}),
         (
             "mage.lxd.lxd ansible_lxd_via=outer,middle",
-            "unix:///var/lib/lxd/unix.socket",
+            SEEN,
+            {},
             {"endpoint": "", "via": ["outer", "middle", "elsewhere"]},
+        ),
+        (
+            "mage.lxd.lxd ansible_lxd_driver=cli ansible_lxd_insecure_skip_verify=true",
+            SEEN,
+            INSIDE,
+            {"endpoint": "", "via": ["elsewhere", "inner"], "driver": "cli", "insecure_skip_verify": True},
         ),
     ],
 )
 def test_the_way_to_the_containers_of_a_host(
-    run_playbook: Run, connection: str, endpoint: str, door: dict[str, t.Any]
+    run_playbook: Run, connection: str, endpoint: str, more: dict[str, t.Any], door: dict[str, t.Any]
 ) -> None:
     play = f"""
 - hosts: elsewhere
@@ -217,11 +287,117 @@ def test_the_way_to_the_containers_of_a_host(
         msg: "{{{{ __lxd_provisioning_door }}}}"
 """
     token = base64.b64encode(json.dumps({"fingerprint": PIN}).encode()).decode()
-    said = {"lxd_provisioning_driver": "cli", "lxd_provisioning_trust_token": token}
-    seen = {"__lxd_provisioning_seen": {"server": {"endpoint": endpoint}}}
+    said = {
+        "lxd_provisioning_driver": "cli",
+        "lxd_provisioning_trust_token": token,
+        "lxd_provisioning_timeout": 30,
+        **more,
+    }
+    seen = {"__lxd_provisioning_seen": {"server": {"endpoint": endpoint, "fingerprint": PIN}}}
     done = run_playbook(play, inventory=f"elsewhere ansible_connection={connection}\n", extra_vars={**said, **seen})
     way = done.succeeded().result("Say it", "elsewhere")["msg"]
-    assert {key: value for key, value in way.items() if value or key in door} == door
+    assert {key: value for key, value in way.items() if value or key in door} == {**door, "timeout": 30}
+
+
+BLOCK = """# BEGIN instances of here, kept by mage.lxd
+web-1 ansible_connection=mage.lxd.lxd ansible_user=root ansible_lxd_project=default ansible_lxd_instance=web-1
+# END instances of here, kept by mage.lxd
+"""
+# Inventory files as they are found, as they are with a container, and as they are without one again.
+FILES = {
+    "new": (None, f"[lxd]\n{BLOCK}", "[lxd]\n"),
+    "plain": ("old-1\n", f"old-1\n[lxd]\n{BLOCK}", "old-1\n[lxd]\n"),
+    "group": ("[lxd] # 1\nmine\n[web]\nw1\n", f"[lxd] # 1\n{BLOCK}mine\n[web]\nw1\n", "[lxd] # 1\nmine\n[web]\nw1\n"),
+    "sections": ("top\n[web]\nw1\n", f"top\n[lxd]\n{BLOCK}[web]\nw1\n", "top\n[lxd]\n[web]\nw1\n"),
+    "elsewhere": (f"[lxd]\n[web]\n{BLOCK}w1\n", f"[lxd]\n{BLOCK}[web]\nw1\n", "[lxd]\n[web]\nw1\n"),
+}
+
+
+def test_the_inventory_file_keeps_the_sections_of_its_owner(run_playbook: Run, tmp_path: Path) -> None:
+    play = f"""
+- hosts: here
+  gather_facts: false
+  tasks:
+    - ansible.builtin.include_role:
+        name: mage.lxd.lxd_provisioning
+        tasks_from: static.yml
+      vars:
+        lxd_provisioning_static_inventory: "{tmp_path}/{{{{ item }}}}"
+      loop: {json.dumps([*FILES])}
+"""
+    host = {"name": "web-1", "inventory_name": "web-1", "project": "default", "door": {}}
+    none: dict[str, list[str]] = {"__lxd_provisioning_ambiguous": []}
+
+    def run(*hosts: dict[str, t.Any]) -> PlaybookRun:
+        line = LOCALHOST.replace("localhost ", "here ")
+        return run_playbook(play, inventory=line, extra_vars={"__lxd_provisioning_hosts": hosts, **none}).succeeded()
+
+    def texts() -> dict[str, str]:
+        return {name: (tmp_path / name).read_text(encoding="utf-8") for name in FILES}
+
+    for name, (found, _filled, _emptied) in FILES.items():
+        if found is not None:
+            (tmp_path / name).write_text(found, encoding="utf-8")
+    (tmp_path / "group").chmod(0o600)
+    run(host)
+    assert texts() == {name: filled for name, (_found, filled, _emptied) in FILES.items()}
+    assert (tmp_path / "group").stat().st_mode & 0o777 == 0o600
+    run(host).unchanged()
+    (tmp_path / "plain").unlink()
+    run()
+    assert not (tmp_path / "plain").exists()
+    (tmp_path / "plain").write_text(FILES["plain"][2], encoding="utf-8")
+    assert texts() == {name: emptied for name, (_found, _filled, emptied) in FILES.items()}
+
+
+TWINS = """
+- hosts: rack-1 rack-2 member-2
+  gather_facts: false
+  serial: "{{ batch }}"
+  # What is on the controller is not root's.
+  become: true
+  tasks:
+    - ansible.builtin.set_fact:
+        __lxd_provisioning_seen:
+          server: {endpoint: "unix:///socket", fingerprint: "{{ certificate }}"}
+          instances:
+            - {name: db-1, inventory_name: db-1, project: default, status: Running, groups: [found]}
+            - {name: "{{ own }}", inventory_name: "{{ own }}", project: default, status: Running, groups: [found]}
+        __lxd_provisioning_result: {instances: [{name: db-1}, {name: "{{ own }}"}]}
+    - ansible.builtin.include_role:
+        name: mage.lxd.lxd_provisioning
+        tasks_from: inventory.yml
+      vars:
+        lxd_provisioning_static_inventory: beside.ini
+- hosts: found
+  gather_facts: false
+  tasks:
+    - name: Say how it is reached
+      ansible.builtin.debug:
+        msg: "{{ ansible_lxd_endpoint }}"
+"""
+
+
+@pytest.mark.parametrize(("batch", "first"), [("100%", "db-1.rack-1"), ("1", "db-1")])
+def test_containers_of_one_name_on_two_servers_are_two_hosts(
+    run_playbook: Run, tmp_path: Path, batch: str, first: str
+) -> None:
+    """Also where the host is a member of a cluster, of which another host is one."""
+    hosts = [("rack-1", "1", "web-1"), ("rack-2", "2", "web-2"), ("member-2", "2", "web-2")]
+    inventory = "".join(f"{name} certificate={cert} own={own} ansible_connection=ssh\n" for name, cert, own in hosts)
+    done = run_playbook(TWINS, inventory=inventory, extra_vars={"ansible_become_exe": "/bin/false", "batch": batch})
+    done.succeeded()
+    reached = {one.host: one.result["msg"] for one in done.tasks if one.task == "Say how it is reached"}
+    assert reached == {
+        first: "ssh://rack-1/socket",
+        "db-1.rack-2": "ssh://rack-2/socket",
+        "db-1.member-2": "ssh://member-2/socket",
+        "web-1": "ssh://rack-1/socket",
+        "web-2": "ssh://member-2/socket",
+    }
+    (path,) = tmp_path.rglob("beside.ini")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert {line.split()[0] for line in lines if "ansible_" in line} == {*reached}
 
 
 def test_a_host_that_nobody_reaches_is_one_clear_error(run_playbook: Run) -> None:
@@ -282,7 +458,7 @@ def test_the_seeds_playbook_twice(site: Site, run_playbook: Run) -> None:
         assert "is a mount, not a route: taken as one; its key is mounts" in first.output
         run_playbook(playbook, extra_vars=variables).unchanged()
         assert {one["status"] for one in server.instances("ubu-test-")} == {"Running"}
-        listing = server.run("lxc", "exec", site.proxy, "--", "cat", "/etc/nginx/upstream.conf")
+        listing = server.run("lxc", "exec", site.proxy, "--", *server.LINGER, "cat", "/etc/nginx/upstream.conf")
         address = next(iter(server.run("lxc", "list", "-c4", "-fcsv", "^ubu-test-1$").split()))
         assert f"server {address}:80" in listing
         assert any("--dport 8080 " in rule and "default/ubu-test-1" in rule for rule in rules())

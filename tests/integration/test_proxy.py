@@ -13,10 +13,12 @@ import http.server
 import ipaddress
 import json
 import socket
+import ssl
 import subprocess
 import threading
 import time
 import typing as t
+from pathlib import Path
 
 import pytest
 
@@ -24,7 +26,7 @@ from ansible_collections.mage.lxd.plugins.module_utils._context import Context
 from ansible_collections.mage.lxd.plugins.module_utils._errors import InvalidInput, MageError
 from ansible_collections.mage.lxd.plugins.module_utils._proxy import nginx, plan, render, scripts, spec
 from ansible_collections.mage.lxd.plugins.module_utils._server import options
-from ansible_collections.mage.lxd.tests.integration import playbook, server
+from ansible_collections.mage.lxd.tests.integration import playbook, server, tls
 
 SET_UP = """
 - hosts: localhost
@@ -82,7 +84,7 @@ class Proxy:
         return f"{self.prefix}.example.org"
 
     def exec(self, *argv: str) -> str:
-        return server.run("lxc", "exec", self.name, "--", *argv)
+        return server.run("lxc", "exec", self.name, "--", *server.LINGER, *argv)
 
     def tree(self) -> str:
         """All that a run could write, with its times."""
@@ -93,8 +95,12 @@ class Proxy:
         """Write a key by hand."""
         server.run("lxc", "config", "set", f"{self.prefix}-{suffix}", f"user.mage.proxy={json.dumps(routes)}")
 
-    def published(self, suffix: str = "a") -> str:
-        return server.run("lxc", "config", "get", f"{self.prefix}-{suffix}", "user.mage.proxy").strip()
+    def published(self, suffix: str = "a", key: str = "proxy") -> str:
+        return server.run("lxc", "config", "get", f"{self.prefix}-{suffix}", f"user.mage.{key}").strip()
+
+    def named(self, names: list[str]) -> None:
+        """Write the names of the second container by hand."""
+        server.run("lxc", "config", "set", f"{self.prefix}-b", f"user.mage.hostnames={json.dumps(names)}")
 
     def get(self, host: str, path: str = "/", **headers: str) -> tuple[int, str]:
         connection = http.client.HTTPConnection(self.address, 80, timeout=10)
@@ -146,10 +152,10 @@ def proxy(tmp_path_factory: pytest.TempPathFactory) -> t.Iterator[Proxy]:
 @pytest.fixture
 def published(proxy: Proxy) -> t.Iterator[Proxy]:
     """The proxy; what a test publishes is taken back afterwards."""
-    before = {one: proxy.published(one) for one in ("a", "b")}
+    before = {(one, key): proxy.published(one, key) for one in ("a", "b") for key in ("proxy", "hostnames")}
     yield proxy
-    for suffix, text in before.items():
-        server.run("lxc", "config", "set", f"{proxy.prefix}-{suffix}", f"user.mage.proxy={text}")
+    for (suffix, key), text in before.items():
+        server.run("lxc", "config", "set", f"{proxy.prefix}-{suffix}", f"user.mage.{key}={text}")
     proxy.converge()
 
 
@@ -271,6 +277,25 @@ def test_headers_and_paths_are_as_documented(published: Proxy, echo: str) -> Non
         "/~a(1)+*,=&/x": "/b/x",
     }.items():
         assert json.loads(published.get(name, asked)[1])["path"] == got
+
+
+def test_a_backend_with_tls_is_asked_for_by_the_name_that_the_client_said(
+    published: Proxy, echo: str, tmp_path: Path
+) -> None:
+    asked: list[str] = []
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*tls.make_certificate(tmp_path, "backend"))
+    context.sni_callback = lambda _socket, name, _context: asked.append(name)
+    name = f"safe.{published.prefix}.test"
+    with http.server.ThreadingHTTPServer((echo.rpartition(":")[0], 0), Echo) as backend:
+        backend.socket = context.wrap_socket(backend.socket, server_side=True)
+        threading.Thread(target=backend.serve_forever, daemon=True).start()
+        published.publish([{"name": name, "pass": f"https://{echo.rpartition(':')[0]}:{backend.server_port}"}])
+        published.converge()
+        status, body = published.get(f"{name}:8081")
+        backend.shutdown()
+    assert (status, json.loads(body)["headers"]["host"]) == (200, f"{name}:8081")
+    assert set(asked) == {name}
 
 
 def test_a_websocket_is_passed_on(published: Proxy, echo: str) -> None:
@@ -466,6 +491,59 @@ def test_runs_side_by_side_do_not_mix(published: Proxy) -> None:
     published.unchanged()
     assert published.get(f"side.{published.prefix}.test") == (200, f"{published.prefix}-a")
     assert len(published.exec("ls", "/etc/nginx/mage").split()) <= 5
+
+
+def test_a_run_that_is_late_undoes_nothing_of_another(published: Proxy) -> None:
+    early, other = (f"{one}.{published.prefix}.test" for one in ("early", "other"))
+    published.publish([{"name": published.host}, {"name": early}])
+    with contextlib.closing(Context({}, False, options.parse({}))) as context:
+        desired = spec.Desired(published.name, "default")
+        observed = nginx.observe(desired, context)
+        made = plan.plan(desired, observed, False)
+        published.publish([{"name": published.host}, {"name": other}], "b")
+        published.named(["other.example.org"])
+        assert published.converge()[0].changed
+        # What is served was read when the other run had ended, and who publishes before it began.
+        for live in (observed.live, nginx.observe(desired, context).live):
+            seen = dataclasses.replace(observed, live=live)
+            report = nginx.apply(desired, seen, made, context)
+            assert {early, other} <= {one["name"] for one in report.values["vhosts"]}
+            assert published.get(early) == (200, f"{published.prefix}-a")
+            assert published.get(other) == (200, f"{published.prefix}-b")
+            assert "other.example.org" in published.exec("cat", "/etc/hosts")
+    published.unchanged()
+
+
+def test_a_route_stays_with_whom_it_is_served_for(published: Proxy) -> None:
+    name = f"kept.{published.prefix}.test"
+    published.publish([{"name": name}], "b")
+    published.converge()
+    published.publish([{"name": name, "port": 81}])
+    made, result = published.converge()
+    assert [one["instance"] for one in result["left_out"]] == [f"default/{published.prefix}-a"]
+    before = published.tree()
+    with pytest.raises(InvalidInput, match=f"default/{published.prefix}-a: {name}/: default/{published.prefix}-b has"):
+        published.converge(declared=["a"])
+    assert published.tree() == before
+    assert published.get(name) == (200, f"{published.prefix}-b")
+    # Its own run goes on: what somebody else asks for is left out there.
+    made, result = published.converge(declared=["b"])
+    assert (made.changed, len(result["left_out"])) == (False, 1)
+
+
+def test_a_hosts_file_that_somebody_else_changes_loses_no_line(published: Proxy) -> None:
+    with contextlib.closing(Context({}, False, options.parse({}))) as context:
+        desired = spec.Desired(published.name, "default")
+        published.named(["late.example.org"])
+        observed = nginx.observe(desired, context)
+        made = plan.plan(desired, observed, False)
+        published.exec("sh", "-c", "echo 10.64.9.9 mine >>/etc/hosts")
+        nginx.apply(desired, observed, made, context)
+    found = published.exec("cat", "/etc/hosts")
+    assert "10.64.9.9 mine" in found
+    assert "late.example.org" in found
+    published.unchanged()
+    published.exec("sed", "-i", "/ mine$/d", "/etc/hosts")
 
 
 @pytest.mark.parametrize(

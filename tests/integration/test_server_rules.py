@@ -59,9 +59,12 @@ class Bench:
     def pin(self, address: str) -> dict[str, t.Any]:
         return {"eth0": {"type": "nic", "name": "eth0", "network": self.bridge, "ipv4.address": address}}
 
-    def late_address(self) -> str:
+    def free_address(self) -> str:
+        """One that nobody has, in the middle of the subnet: the tests beside take theirs from its end."""
         (network,) = [one for one in snapshot.read_networks(self.driver) if one.name == self.bridge]
-        return network.config["ipv4.address"].rpartition(".")[0] + ".251"
+        taken = {lease.address for lease in snapshot.read_leases(self.driver, self.bridge)}
+        start = network.config["ipv4.address"].rpartition(".")[0]
+        return next(address for last in range(150, 200) if (address := f"{start}.{last}") not in taken)
 
     def wait_for_address(self, path: str) -> str:
         deadline = time.monotonic() + 30
@@ -87,6 +90,21 @@ def bench(request: pytest.FixtureRequest, doors: doors_module.Doors) -> t.Iterat
     with contextlib.closing(driver):
         yield made
         real.delete(made.prefix)
+
+
+@pytest.fixture
+def second_pool(bench: Bench) -> t.Iterator[str]:
+    """Another pool than the one that instances come to."""
+    name = f"{bench.prefix}pool"
+    if isinstance(bench.driver, MemoryDriver):
+        yield name
+        return
+    bench.run("POST", api("storage-pools"), {"name": name, "driver": "dir", "config": {}})
+    yield name
+    for path in bench.driver.request("GET", api("instances")).metadata:
+        if path.rpartition("/")[2].startswith(bench.prefix):
+            bench.run("DELETE", path)
+    bench.run("DELETE", api("storage-pools", name))
 
 
 def test_what_is_refused_before_anything_starts(bench: Bench) -> None:
@@ -197,7 +215,7 @@ def test_states(bench: Bench) -> None:
 
 
 def test_addresses(bench: Bench) -> None:
-    address = bench.late_address()
+    address = bench.free_address()
     a = bench.create("a", devices=bench.pin(address))
     # Neither creating nor what another project does is compared with what is pinned already.
     b = bench.create("b", devices=bench.pin(address))
@@ -226,3 +244,64 @@ def test_addresses(bench: Bench) -> None:
     else:
         status, message = bench.refused("POST", api("instances"), copy)
         assert (status, "No root device could be found" in message) == (400, True), message
+
+
+def unlike(raw: dict[str, t.Any]) -> tuple[str, str, bool]:
+    """What tells an instance that was made from one that a server has only begun to make."""
+    config = raw["config"]
+    power = config.get("volatile.last_state.power", "")
+    return config.get("volatile.apply_template", ""), power, raw["last_used_at"].startswith("1970")
+
+
+def test_what_was_moved_to_another_pool(bench: Bench, second_pool: str) -> None:
+    """It is a copy that was never started; it has still been, or it has a template."""
+    new, old = bench.create("new"), bench.create("old")
+    assert unlike(bench.get(new)) == ("create", "", True)
+    bench.state(old, "start")
+    assert unlike(bench.get(old)) == ("", "RUNNING", False)
+    bench.state(old, "stop")
+    for path, expected in ((new, ("create", "", True)), (old, ("copy" if bench.incus else "", "STOPPED", True))):
+        name = path.rpartition("/")[2]
+        bench.run("POST", path, {"name": name, "pool": second_pool, "migration": True})
+        assert unlike(bench.get(path)) == expected
+        files = bench.driver.request("GET", path + "/files", query={"path": "/"}).metadata
+        assert {"bin", "etc", "root"} <= set(files)
+
+
+def test_a_restart_that_does_not_start(bench: Bench) -> None:
+    path = bench.create("a")
+    bench.state(path, "start")
+    bench.run("PATCH", path, {"config": {"raw.lxc": "lxc.init.cmd = /no/such/init"}})
+    status, message = bench.refused_state(path, "restart")
+    assert (status, "forkstart" in message) == (bench.failed, True)
+    assert bench.get(path)["status"] == "Stopped"
+
+
+def test_what_a_copy_brings_along(bench: Bench) -> None:
+    """All devices, addresses too, as far as the request names no others of these names."""
+    address = bench.free_address()
+    path = bench.create("a", devices=bench.pin(address))
+    bench.run("POST", path + "/snapshots", {"name": "s"})
+    found = bench.driver.request("GET", path + "/snapshots", query={"recursion": "1"}).metadata
+    assert [one["name"].rpartition("/")[2] for one in found] == ["s"]
+    for name, source in (("b", "a"), ("c", "a/s")):
+        body = {"name": bench.prefix + name, "source": {"type": "copy", "source": bench.prefix + source}}
+        bench.run("POST", api("instances"), {**body, "profiles": ["default"]})
+        copy = api("instances", bench.prefix + name)
+        assert bench.get(copy)["devices"] == bench.pin(address)
+        bench.run("DELETE", copy)
+        plain = {"eth0": {key: value for key, value in bench.pin("")["eth0"].items() if value}}
+        bench.run("POST", api("instances"), {**body, "profiles": ["default"], "devices": plain})
+        assert bench.get(copy)["devices"] == plain
+    body = {"name": bench.prefix + "d", "source": {"type": "copy", "source": bench.prefix + "a/none"}}
+    assert bench.refused("POST", api("instances"), body)[0] == 404
+
+
+def test_images_from_elsewhere(bench: Bench) -> None:
+    nowhere = {"type": "image", "mode": "pull", "protocol": "simplestreams", "server": "https://127.0.0.1:9"}
+    for path, body in (
+        (api("images"), {"source": {**nowhere, "alias": "x"}}),
+        (api("instances"), {"name": bench.prefix + "x", "source": {**nowhere, "alias": "x"}}),
+    ):
+        status, message = bench.refused("POST", path, body)
+        assert (status, message.startswith("Failed getting remote image info: ")) == (bench.failed, True)

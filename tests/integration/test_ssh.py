@@ -5,13 +5,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
-import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import typing as t
 from pathlib import Path
@@ -26,6 +28,7 @@ from ansible_collections.mage.lxd.tests.integration import sshd
 from ansible_collections.mage.lxd.tests.integration.doors import Doors
 from ansible_collections.mage.lxd.tests.integration.playbook import BIN, ROOT, PlaybookRun, ansible_environment
 from ansible_collections.mage.lxd.tests.integration.server import run
+from ansible_collections.mage.lxd.tests.unix_server import UnixServer
 
 SOCKET = "/var/lib/lxd/unix.socket"
 ASK = """
@@ -45,7 +48,8 @@ def runtime() -> t.Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_RUNTIME_DIR", str(folder))
         yield folder
-    shutil.rmtree(folder)
+    # A master that ends takes its own socket away.
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
@@ -132,12 +136,12 @@ def test_a_host_that_comes_back_is_reached_again(host: sshd.Sshd) -> None:
         told = str(told_by.value)
     host.start()
     assert driver.request("GET", "/1.0").status == 200
-    # What is left of sockets and a master that is gone is no obstacle; nor is a master that has lost its socket.
+    # What is left of a master that is gone is no obstacle, and one that has lost its socket makes a new one.
     place = ssh.place_of(driver.options)
     os.unlink(place.local)
     assert answers(driver.options)
     driver.close()
-    assert logins(host) == 3
+    assert logins(host) == 2
 
 
 def test_a_master_that_hangs_is_replaced(host: sshd.Sshd) -> None:
@@ -157,6 +161,52 @@ def test_a_master_that_hangs_is_replaced(host: sshd.Sshd) -> None:
     assert logins(host) == 2
 
 
+class Sleeper(UnixServer):
+    """A server that answers nobody while it is ``asleep``."""
+
+    def __init__(self, path: Path) -> None:
+        self.asleep = threading.Event()
+        super().__init__(path)
+
+    def serve(self, sock: socket.socket) -> None:
+        with sock, contextlib.suppress(BrokenPipeError):
+            while sock.recv(65536):
+                while self.asleep.is_set():
+                    time.sleep(0.05)
+                sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+
+
+def test_a_server_that_sleeps_costs_nobody_the_line(host: sshd.Sshd, tmp_path: Path) -> None:
+    sleeper = Sleeper(tmp_path / "socket")
+    where = options.ServerOptions(**{**vars(server(host, path=str(tmp_path / "socket"))), "timeout": 1})
+    with contextlib.closing(CoreDriver(where)) as other:
+        assert other.request("GET", "/1.0").status == 200
+        os.unlink(ssh.place_of(where).base + ".ok")
+        sleeper.asleep.set()
+        with pytest.raises(_errors.ServerUnreachable, match="no answer in time"):
+            answers(where)
+        sleeper.asleep.clear()
+        connections = sleeper.connections
+        assert other.request("GET", "/1.0").status == 200
+        assert sleeper.connections == connections
+    assert answers(where)
+    assert logins(host) == 1
+
+
+def test_a_server_that_sleeps_for_longer_than_it_takes_to_connect_is_waited_for(
+    host: sshd.Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sleeper = Sleeper(tmp_path / "socket")
+    where = server(host, path=str(tmp_path / "socket"))
+    assert answers(where)
+    os.unlink(ssh.place_of(where).base + ".ok")
+    monkeypatch.setattr(options, "CONNECT_TIMEOUT", 1.0)
+    sleeper.asleep.set()
+    threading.Timer(5, sleeper.asleep.clear).start()
+    assert answers(where)
+    assert logins(host) == 1
+
+
 def test_a_master_goes_when_nobody_has_needed_it_for_a_while(host: sshd.Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ssh, "PERSIST", 2)
     where = server(host)
@@ -174,6 +224,39 @@ def test_a_master_goes_when_nobody_has_needed_it_for_a_while(host: sshd.Sshd, mo
     until(lambda: place.base not in run("ps", "ax", "-o", "args"))
     assert answers(where)
     assert logins(host) == 2
+
+
+RESET = """
+- hosts: far
+  gather_facts: false
+  tasks:
+    - name: Enter
+      ansible.builtin.raw: hostname
+    - name: Begin afresh
+      ansible.builtin.meta: reset_connection
+    - name: Enter again
+      ansible.builtin.raw: hostname
+"""
+
+
+def test_a_reset_logs_in_anew(
+    host: sshd.Sshd, run_playbook: t.Callable[..., PlaybookRun], unique_name: t.Callable[[str], str]
+) -> None:
+    """Whose groups a login has is known since it began. What others have open goes on."""
+    name = unique_name("reset")
+    run("lxc", "launch", "mage-test/busybox", name)
+    where = server(host)
+    other = CoreDriver(where)
+    assert other.request("GET", "/1.0").status == 200
+    variables = f"ansible_connection=mage.lxd.lxd ansible_lxd_instance={name} ansible_lxd_endpoint={where.endpoint}"
+    entered = run_playbook(RESET, inventory=f'far {variables} ansible_lxd_ssh_args="{where.ssh_args}"\n').succeeded()
+    for task in ("Enter", "Enter again"):
+        assert entered.result(task, "far")["stdout"] == f"{name}\n"
+    assert logins(host) == 2
+    before = len(other.requests)
+    assert other.request("GET", "/1.0").status == 200
+    assert len(other.requests) == before + 1
+    other.close()
 
 
 def test_users_get_in_by_the_group_or_by_sudo_or_are_told(host: sshd.Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,19 +349,6 @@ PLAY = """
 """
 
 
-def remote(host: sshd.Sshd) -> str:
-    """An inventory with the machine behind this sshd."""
-    variables = {
-        "ansible_host": "127.0.0.1",
-        "ansible_port": host.port,
-        "ansible_user": "root",
-        "ansible_ssh_private_key_file": str(host.key),
-        "ansible_ssh_common_args": f"-F none -o UserKnownHostsFile={host.folder}/known_hosts",
-        "ansible_python_interpreter": sys.executable,
-    }
-    return "remote " + " ".join(f"{key}={shlex.quote(str(value))}" for key, value in variables.items()) + "\n"
-
-
 def wanted(name: str, endpoint: str, **further: str) -> dict[str, t.Any]:
     return {
         "lxd_provisioning_inventory": [{"name": name, "image": "mage-test/busybox"}],
@@ -298,7 +368,7 @@ def test_containers_of_a_host_are_entered_by_what_ansible_knows_of_it(
 ) -> None:
     name, listed = unique_name("far"), tmp_path / "listed.ini"
     over_ssh = wanted(name, f"unix://{SOCKET}", static_inventory=str(listed))
-    run = run_playbook(PLAY, inventory=remote(host), extra_vars=over_ssh).succeeded()
+    run = run_playbook(PLAY, inventory=host.inventory(), extra_vars=over_ssh).succeeded()
     assert run.result("Ask who it is", name)["stdout"].strip() == name
     # The file leads there as well, without the play.
     argv = [str(BIN / "ansible"), name, "-i", str(listed), "-m", "ansible.builtin.raw", "-a", "hostname"]
@@ -310,7 +380,7 @@ def test_containers_of_a_host_are_entered_by_what_ansible_knows_of_it(
     https = doors.way("https")[1]
     trusted = {key: str(getattr(https, key)) for key in ("client_cert", "client_key", "server_fingerprint")}
     over_https = wanted(name, https.endpoint, **trusted)
-    run = run_playbook(PLAY, inventory=remote(host), extra_vars=over_https).succeeded()
+    run = run_playbook(PLAY, inventory=host.inventory(), extra_vars=over_https).succeeded()
     assert run.result("Ask who it is", name)["stdout"].strip() == name
     assert run.result("Say where it was asked", name)["ansible_lxd_endpoint"] == https.endpoint
     refused = run_playbook(
@@ -319,4 +389,9 @@ def test_containers_of_a_host_are_entered_by_what_ansible_knows_of_it(
     assert refused == (
         "remote: the connection ansible.builtin.winrm leads to no server that the controller could reach: "
         "use ssh, local or mage.lxd.lxd, or say in lxd_provisioning_endpoint where the server listens on https"
+    )
+    elsewhere = wanted(name, "ssh://root@elsewhere.example.org")
+    assert run_playbook(PLAY, inventory=host.inventory(), extra_vars=elsewhere).failed() == (
+        "lxd_provisioning_endpoint: ssh://root@elsewhere.example.org: only with ansible_connection: local, and remote "
+        "is reached by ssh: make the machine with the server the host of the play, and leave the endpoint out"
     )

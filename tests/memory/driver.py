@@ -58,7 +58,7 @@ class MemoryDriver:
         self._dead = False
         self._lock = threading.RLock()
         self._numbers = itertools.count()
-        self._operations: dict[str, t.Optional[Refused]] = {}
+        self._operations: dict[str, t.Union[Raw, Refused, None]] = {}
 
     @property
     def endpoint(self) -> str:
@@ -89,7 +89,8 @@ class MemoryDriver:
                 raise ServerUnreachable(self.endpoint, "the connection was lost before the whole answer came")
             if fault is Fault.REFUSED:
                 return checked(_failed(Refused(500, "database is locked")), f"{method} {path}")
-            sent = json.loads(json.dumps(body)) if body is not None else {}
+            is_file = hasattr(body, "read")
+            sent = json.loads(json.dumps(body)) if body is not None and not is_file else {}
             before = copy.deepcopy(self.store.__dict__) if fault in (Fault.UNDONE, Fault.HALF) else None
             try:
                 answer = self._answer(method, path, dict(query or {}), sent, dict(headers or {}))
@@ -111,6 +112,7 @@ class MemoryDriver:
         self.store.__dict__.update(before)
         if made and (made["project"], made["name"]) not in self.store.instances:
             made["config"].pop("volatile.apply_template")
+            made["hollow"] = True
             self.store.instances[made["project"], made["name"]] = made
 
     def _strike(self, number: int) -> t.Optional[Fault]:
@@ -131,15 +133,22 @@ class MemoryDriver:
         if kind == "operations":
             # Nothing goes on longer than its request.
             return self._operation(rest[0]) if rest else _sync({})
+        if kind == "images" and method == "POST":
+            fingerprint = headers.get("X-LXD-fingerprint", "")
+            return self._start(lambda: self.store.bring_image(body.get("source") or {}, fingerprint))
         return _sync(self._read(kind, rest, query))
 
     def _read(self, kind: str, rest: list[str], query: Raw) -> t.Any:
         store = self.store
         if kind == "":
-            environment = {"server": store.flavor, "server_version": "5.0.2", "architectures": ["x86_64"]}
+            environment: Raw = {"server": store.flavor, "server_version": "5.0.2", "architectures": ["x86_64"]}
+            environment["kernel_features"] = store.features
             return {"environment": environment, "api_extensions": list(EXTENSIONS), "auth": "trusted"}
         if kind == "profiles":
-            return [{"name": name, "config": {}, "devices": devices} for name, devices in store.profiles.items()]
+            return [
+                {"name": name, "config": store.profile_config.get(name, {}), "devices": devices}
+                for name, devices in store.profiles.items()
+            ]
         if kind == "images":
             return [
                 {"fingerprint": fingerprint, "aliases": [{"name": alias}], "properties": {"os": alias}}
@@ -163,24 +172,39 @@ class MemoryDriver:
             store.check_create(project, body)
             return self._start(lambda: store.create(project, body))
         raw = store.find(project, rest[0])
-        if rest[1:] == ["state"]:
+        if rest[1:]:
+            return self._below(method, raw, rest[1:], body)
+        return self._instance(method, raw, body, headers)
+
+    def _below(self, method: str, raw: Raw, rest: list[str], body: Raw) -> Response:
+        store, kind = self.store, rest[0]
+        if kind == "state":
             if method == "GET":
                 return _sync({"status": raw["status"], "network": store.addresses(raw) or None})
             if body.get("action") not in ("start", "stop", "restart", "freeze", "unfreeze"):
                 raise Refused(400, f"Unknown action: '{body.get('action')}'")
             return self._start(lambda: store.change_state(raw, body["action"]))
-        if rest[1:] == ["console"]:
+        if kind == "console":
             return Response(200, {}, b"")
-        if rest[1:] == ["logs"]:
+        if rest == ["logs"]:
             return _sync([])
-        if rest[1:]:
-            raise Refused(404, "not found")
-        return self._instance(method, raw, body, headers)
+        if kind == "files":
+            return _sync(store.files(raw))
+        if kind == "snapshots" and method == "POST":
+            return self._start(lambda: store.take_snapshot(raw, body["name"]))
+        snapshots = raw.get("snapshots", {})
+        if rest == ["snapshots"]:
+            return _sync(list(snapshots.values()))
+        if kind == "snapshots" and rest[1] in snapshots:
+            return _sync(snapshots[rest[1]])
+        raise Refused(404, "not found")
 
     def _instance(self, method: str, raw: Raw, body: Raw, headers: Raw) -> Response:
         store = self.store
         if method == "GET":
             return _sync(store.shown(raw), {"etag": f'"{store.etag(raw)}"'})
+        if method == "POST":
+            return self._start(lambda: store.move(raw))
         store.check_etag(raw, headers.get("If-Match", ""))
         if method == "PATCH":
             store.patch(raw, body)
@@ -191,12 +215,11 @@ class MemoryDriver:
             raise Refused(400, "Instance is running")
         return self._start(lambda: store.delete(raw))
 
-    def _start(self, work: t.Callable[[], None]) -> Response:
+    def _start(self, work: t.Callable[[], t.Optional[Raw]]) -> Response:
         """What goes on in the background is done at once; how it ended is told to who asks."""
         identifier = f"operation-{len(self.requests)}"
         try:
-            work()
-            self._operations[identifier] = None
+            self._operations[identifier] = work()
         except Refused as e:
             self._operations[identifier] = e
         body = {"type": "async", "status_code": 100, "operation": f"/1.0/operations/{identifier}", "metadata": {}}
@@ -206,8 +229,8 @@ class MemoryDriver:
         if identifier not in self._operations:
             raise Refused(404, "Operation not found")
         refused = self._operations[identifier]
-        if refused is None:
-            return _sync({"status_code": 200, "status": "Success", "err": "", "metadata": None})
+        if not isinstance(refused, Refused):
+            return _sync({"status_code": 200, "status": "Success", "err": "", "metadata": refused})
         if self.store.is_incus:
             status = next((status for words, status in _INCUS if words in refused.message), 500)
             return Response(200, {}, _failed(Refused(status, refused.message)).body)
@@ -258,6 +281,12 @@ class MemoryDriver:
             if path not in files:
                 raise NotFound(404, "not found")
             return bytes(files[path])
+
+    def push_folder(self, *_args: t.Any, **_more: t.Any) -> None:
+        """Nothing that is planned copies folders."""
+        raise NotImplementedError
+
+    pull_folder = push_folder
 
     def close(self) -> None:
         """Nothing to let go of."""

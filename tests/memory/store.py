@@ -66,6 +66,13 @@ class Store:
     def __init__(self, flavor: str = "lxd", subnet: str = "10.99.0.1/24") -> None:
         self.flavor = flavor
         self.subnet = ipaddress.ip_interface(subnet)
+        # What it says of its kernel, and whether that is true.
+        self.features: dict[str, str] = {}
+        self.shifts = True
+        # Those that have been privileged since they started.
+        self.privileged: set[tuple[str, str]] = set()
+        # What other servers have, by their address and the alias there.
+        self.remotes: dict[tuple[str, str], str] = {}
         self.projects = {"default": {"features.images": "true", "features.profiles": "true"}}
         self.images: dict[str, str] = {IMAGE: FINGERPRINT}
         self.profiles: dict[str, Raw] = {
@@ -74,6 +81,8 @@ class Store:
                 "root": {"type": "disk", "path": "/", "pool": POOL},
             }
         }
+        # What profiles say besides their devices.
+        self.profile_config: dict[str, Raw] = {}
         self.instances: dict[tuple[str, str], Raw] = {}
         # What dnsmasq remembers: it outlives the instance, and /leases does not show it then.
         self.leased: dict[str, str] = {}
@@ -92,12 +101,16 @@ class Store:
     def shown(self, raw: Raw) -> Raw:
         """An instance as the API answers."""
         value = copy.deepcopy(raw)
+        for key in ("hollow", "snapshots"):
+            value.pop(key, None)
         devices: Raw = {}
+        config: Raw = {}
         for profile in value["profiles"]:
+            config.update(self.profile_config.get(profile, {}))
             devices.update(copy.deepcopy(self.profiles[profile]))
         devices.update(copy.deepcopy(value["devices"]))
         value["expanded_devices"] = devices
-        value["expanded_config"] = dict(value["config"])
+        value["expanded_config"] = {**config, **value["config"]}
         return value
 
     def etag(self, raw: Raw) -> str:
@@ -119,10 +132,11 @@ class Store:
         for (owner, name), raw in self.instances.items():
             for nic in self.nics(raw).values() if owner == project else ():
                 common = {"hostname": name, "hwaddr": nic["hwaddr"]}
-                if nic.get("ipv4.address"):
-                    found.append({**common, "address": nic["ipv4.address"], "type": "static"})
-                elif nic["hwaddr"] in self.leased:
-                    found.append({**common, "address": self.leased[nic["hwaddr"]], "type": "dynamic"})
+                pin, leased = nic.get("ipv4.address"), self.leased.get(nic["hwaddr"])
+                if pin:
+                    found.append({**common, "address": pin, "type": "static"})
+                if leased and leased != pin:
+                    found.append({**common, "address": leased, "type": "dynamic"})
         return found
 
     def addresses(self, raw: Raw) -> Raw:
@@ -148,9 +162,10 @@ class Store:
         source = body.get("source") or {}
         if source.get("type") not in ("image", "copy", "none"):
             raise Refused(400, "Unknown source type " + str(source.get("type", "")))
-        if source["type"] == "image" and source.get("alias") and source["alias"] not in self.images:
+        known = source.get("server") or not source.get("alias") or source["alias"] in self.images
+        if source["type"] == "image" and not known:
             raise Refused(404, "Image alias not found") if not self.is_incus else Refused(500, _NO_IMAGE)
-        if source["type"] == "copy" and (project, source.get("source")) not in self.instances:
+        if source["type"] == "copy" and self._source(project, str(source.get("source"))) is None:
             raise Refused(
                 404, f'Failed to fetch instance "{source.get("source")}" in project "{project}": Instance not found'
             )
@@ -166,8 +181,11 @@ class Store:
         name = body["name"]
         failed = "Failed creating instance record: "
         source = body["source"]
-        if source["type"] == "image" and not source.get("alias") and source.get("fingerprint") != FINGERPRINT:
+        if source["type"] == "image" and not source.get("alias") and not self._has_image(source):
             raise Refused(400, _NO_IMAGE)
+        fingerprint = source.get("fingerprint") or self.images.get(str(source.get("alias")), FINGERPRINT)
+        if source["type"] == "image" and source.get("server"):
+            fingerprint = self._remote(source)
         if (project, name) in self.instances:
             raise Refused(400, failed + "Add instance info to the database: " + _THERE[self.is_incus])
         config, devices = dict(body.get("config") or {}), copy.deepcopy(body.get("devices") or {})
@@ -177,11 +195,12 @@ class Store:
         except Refused as e:
             raise Refused(400, failed + e.message) from None
         if source["type"] == "copy":
-            original = self.instances[project, source["source"]]
+            original = t.cast(Raw, self._source(project, source["source"]))
             kept = {key: value for key, value in original["config"].items() if not key.startswith("volatile.")}
             config = {**kept, **config}
+            devices = {**copy.deepcopy(original["devices"]), **devices}
         else:
-            config = {"image.os": IMAGE, **config, "volatile.base_image": FINGERPRINT}
+            config = {"image.os": IMAGE, **config, "volatile.base_image": fingerprint}
         raw = {
             "name": name,
             "project": project,
@@ -201,7 +220,8 @@ class Store:
                 400, failed + "Failed initialising instance: Failed getting root disk: No root device could be found"
             )
         raw["config"].update({"volatile.idmap.base": "0", "volatile.idmap.next": "[]"})
-        raw["config"].update({"volatile.apply_template": "create", "volatile.uuid": f"{project}-{name}"})
+        raw["config"].update({"volatile.apply_template": "create"})
+        raw["config"].setdefault("volatile.uuid", f"{project}-{name}")
         self._name_nics(raw)
         self.instances[project, name] = raw
 
@@ -209,7 +229,48 @@ class Store:
         """Those of an instance of which nobody said any. To LXD, a copy has none then."""
         if source["type"] != "copy":
             return ["default"]
-        return list(self.instances[project, source["source"]]["profiles"]) if self.is_incus else []
+        original = t.cast(Raw, self._source(project, source["source"]))
+        return list(original["profiles"]) if self.is_incus else []
+
+    def _source(self, project: str, name: str) -> t.Optional[Raw]:
+        """The instance or the snapshot that a copy is made of."""
+        instance, slash, snapshot = name.partition("/")
+        raw: Raw = self.instances.get((project, instance), {})
+        found = raw.get("snapshots", {}).get(snapshot) if slash else raw
+        return found or None
+
+    def _has_image(self, source: Raw) -> bool:
+        return bool(source.get("properties")) or source.get("fingerprint") in self.images.values()
+
+    def _remote(self, source: Raw) -> str:
+        try:
+            return self.remotes[source["server"], str(source.get("alias") or source.get("fingerprint"))]
+        except KeyError:
+            failed = f'Failed getting remote image info: Failed getting image: Get "{source["server"]}"'
+            raise Refused(500 if self.is_incus else 400, failed) from None
+
+    def bring_image(self, source: Raw, fingerprint: str) -> Raw:
+        """The operation behind ``POST /1.0/images``: from another server, or as a file of that fingerprint."""
+        found = fingerprint or self._remote(source)
+        self.images[found[:12]] = found
+        return {"fingerprint": found, "size": "1"}
+
+    def take_snapshot(self, raw: Raw, name: str) -> None:
+        """The operation behind ``POST …/snapshots``."""
+        raw.setdefault("snapshots", {})[name] = {**self.shown(raw), "name": name}
+
+    def move(self, raw: Raw) -> None:
+        """What moving to another pool does besides: a copy was never started, and has a template on Incus."""
+        if self.is_incus:
+            raw["config"].setdefault("volatile.apply_template", "copy")
+        raw["last_used_at"] = _NEVER
+
+    def files(self, raw: Raw) -> list[str]:
+        """What ``GET …/files?path=/`` lists."""
+        if raw.get("hollow"):
+            where = f"/var/lib/{self.flavor}/containers/{raw['name']}/rootfs"
+            raise Refused(500, f"open {where}: no such file or directory")
+        return ["bin", "etc", "root"]
 
     def _name_nics(self, raw: Raw) -> None:
         for name in self.nics(raw):
@@ -253,6 +314,10 @@ class Store:
         if raw["type"] == "virtual-machine" and raw["status"] != "Stopped":
             _check_vm(raw["config"], config)
         for name, options in devices.items():
+            if raw["status"] == "Running" and options != raw["devices"].get(name):
+                self._check_shift(
+                    name, options, "Failed to start device", (raw["project"], raw["name"]) in self.privileged
+                )
             if options != raw["devices"].get(name):
                 self._check_free(raw, options, f'Failed update validation for device "{name}": ', 409)
         raw["config"] = {key: value for key, value in config.items() if value != ""}
@@ -279,6 +344,10 @@ class Store:
                 inside = False
             if not inside:
                 raise Refused(500, failed + f'Device IP address "{address}" not within network "{BRIDGE}" subnet')
+
+    def _check_shift(self, name: str, options: Raw, failed: str, privileged: bool = False) -> None:
+        if options.get("shift") == "true" and (privileged or not self.shifts):
+            raise Refused(500, f'{failed} "{name}": Failed to setup device: Required idmapping abilities not available')
 
     def _check_free(self, raw: Raw, options: Raw, failed: str, status: int) -> None:
         """The address of a NIC is no other NIC's. Creating an instance does not look, starting it does."""
@@ -320,6 +389,7 @@ class Store:
             self._start(raw)
         elif action == "stop":
             raw["status"] = "Stopped"
+            raw["config"]["volatile.last_state.power"] = "STOPPED"
             if raw["ephemeral"]:
                 del self.instances[raw["project"], raw["name"]]
         else:
@@ -328,12 +398,22 @@ class Store:
     def _start(self, raw: Raw) -> None:
         for name, options in self.nics(raw).items():
             self._check_free(raw, options, f'Failed start validation for device "{name}": ', 400)
+        if "/no/such/init" in raw["config"].get("raw.lxc", ""):
+            raw["status"] = "Stopped"
+            raise Refused(400, f"Failed to run: forkstart {raw['name']}: exit status 1")
+        for name, options in self.shown(raw)["expanded_devices"].items():
+            self._check_shift(name, options, "Failed to start device")
         raw["status"] = "Running"
+        key = raw["project"], raw["name"]
+        privileged = self.shown(raw)["expanded_config"].get("security.privileged") == "true"
+        self.privileged = self.privileged | {key} if privileged else self.privileged - {key}
         raw["config"].pop("volatile.apply_template", None)
+        raw["config"]["volatile.last_state.power"] = "RUNNING"
         self._starts += 1
         raw["last_used_at"] = f"2026-01-01T00:{self._starts // 60:02d}:{self._starts % 60:02d}Z"
         for nic in self.nics(raw).values():
-            if nic.get("network") == BRIDGE:
+            if nic.get("network") == BRIDGE and "lxc.init.cmd" not in raw["config"].get("raw.lxc", ""):
+                # Another init asks for no address.
                 self._lease(nic)
 
     def _lease(self, nic: Raw) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import typing as t
 
@@ -13,6 +14,7 @@ import pytest
 from ansible_collections.mage.lxd.plugins.module_utils import _errors
 from ansible_collections.mage.lxd.plugins.module_utils._server import cli_exec, cli_texts
 from ansible_collections.mage.lxd.plugins.module_utils._server.cli import CliDriver
+from ansible_collections.mage.lxd.plugins.module_utils._server.command import MARK
 from ansible_collections.mage.lxd.plugins.module_utils._server.driver import Completed
 from ansible_collections.mage.lxd.plugins.module_utils._server.options import ServerOptions
 
@@ -109,6 +111,108 @@ def test_an_environment_is_one_line_of_shell() -> None:
     assert cli_exec.variables({"A": "it's\na"}).count(b"\n") == 1
     with pytest.raises(_errors.InvalidInput, match="environment"):
         cli_exec.variables({"A B": "x"})
+
+
+class Stuck(Client):
+    """Ends no edit before its deadline, ``times`` times."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.times = times
+
+    def run(self, argv: t.Sequence[str], *arguments: t.Any, timeout: float = 0, **more: t.Any) -> Completed:
+        done = super().run(argv, *arguments, **more)
+        if "edit" in argv and self.times:
+            self.times -= 1
+            raise _errors.DeadlinePassed(f"{timeout:g}")
+        return done
+
+
+def test_an_edit_whose_end_the_client_misses_is_made_once_more() -> None:
+    client = Stuck(1)
+    driver(client).request("PATCH", "/1.0/instances/box", body={"config": {"user.a": "3"}})
+    edits = [(argv, stdin) for argv, stdin in client.ran if "edit" in argv]
+    assert len(edits) == 2
+    assert edits[0] == edits[1]
+    with pytest.raises(_errors.DeadlinePassed, match="no answer after 600 s"):
+        driver(Stuck(2)).request("PATCH", "/1.0/instances/box", body={"config": {"user.a": "3"}})
+
+
+class Framed(Client):
+    """Says what a command in its wrapper does: its output in pieces of so many bytes, if there is somewhere to go."""
+
+    def __init__(self, stdout: str, stderr: str, size: int) -> None:
+        super().__init__()
+        self.texts, self.size = (stdout, stderr), size
+
+    def run(
+        self, argv: t.Sequence[str], stdin: t.Any = b"", output: t.Any = None, *_others: t.Any, **_more: t.Any
+    ) -> Completed:
+        gate = _others[1]
+        sign = next(word for word in argv if word.startswith("mage-"))
+        stdout, stderr = (text.replace("SIGN", sign).encode() for text in self.texts)
+        if output is not None:
+            for start in range(0, len(stdout), self.size):
+                output.write(stdout[start : start + self.size])
+            stdout = b""
+        gate(stdout, stderr)
+        return Completed(0, stdout, stderr)
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+@pytest.mark.parametrize("text", ["", "body", "mage-", "SIG" * 40, "lines\nof it\n"])
+def test_output_is_handed_on_without_its_frame(text: str, size: int) -> None:
+    said = Framed(f"noise\nSIGN\n{text}SIGN 3\nlate", "SIGN\nwordsSIGN 3\n", size)
+    output = io.BytesIO()
+    assert driver(said).execute("box", ["true"], output=output) == (3, b"", b"words")
+    whole = driver(said).execute("box", ["true"])
+    assert (whole.rc, whole.stderr) == (3, b"words")
+    assert output.getvalue() == whole.stdout == f"{text}late".encode()
+
+
+class Lingering(Client):
+    """Does not end when the command has; says so many times that it still runs. What it left writes a last word in the
+    moment in which it is asked and says no."""
+
+    def __init__(self, running: int) -> None:
+        super().__init__()
+        self.running = running
+        self.mark = ""
+        self.asked = 0
+
+    def run(
+        self, argv: t.Sequence[str], stdin: t.Any = b"", output: t.Any = None, *_others: t.Any, **_more: t.Any
+    ) -> Completed:
+        if "query" in argv:
+            self.asked += 1
+            mark = self.mark if self.asked <= self.running else "another"
+            operation = {"metadata": {"environment": {MARK: mark}}}
+            return Completed(0, json.dumps({"type": "sync", "metadata": {"running": [operation]}}).encode(), b"")
+        _timeout, gate, ended = _others
+        sign = next(word for word in argv if word.startswith("mage-"))
+        self.mark = next(word for word in argv if word.startswith(MARK)).partition("=")[2]
+        stdout, stderr = f"{sign}\nearly\n{sign} 0\n".encode(), f"{sign}\n{sign} 0\n".encode()
+        gate(stdout, stderr)
+        for _second in range(10):
+            if ended(stdout, stderr):
+                return Completed(0, stdout, stderr)
+            if self.asked > self.running and not stdout.endswith(b"late"):
+                stdout += b"late"
+        raise AssertionError("waits for ever")
+
+
+@pytest.mark.parametrize("running", [0, 1, 3])
+def test_a_last_word_that_comes_while_the_server_is_asked_is_not_lost(running: int) -> None:
+    client = Lingering(running)
+    assert driver(client).execute("box", ["true"]) == (0, b"early\nlate", b"")
+    assert client.asked == running + 1
+
+
+def test_what_the_shell_says_of_a_command_that_it_cannot_run_is_left_out() -> None:
+    said = Framed("SIGN\nSIGN 126\n", "SIGN\nSIGN: 5: exec: /etc: Permission denied\nSIGN 126\n", 1)
+    assert driver(said).execute("box", ["/etc"]) == (126, b"", b"")
+    said = Framed("SIGN\nSIGN 126\n", "SIGN\nPermission denied\nSIGN 126\n", 1)
+    assert driver(said).execute("box", ["sh"]) == (126, b"", b"Permission denied\n")
 
 
 def test_an_environment_and_the_clients_own_words() -> None:

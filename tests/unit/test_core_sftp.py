@@ -72,7 +72,9 @@ def session(talk: t.Callable[..., None], *arguments: t.Any) -> sftp.Session:
     return sftp.Session(ours, "unix:///here")
 
 
-@pytest.mark.parametrize(("most", "backwards"), [(sftp.PART, False), (1000, False), (sftp.PART, True), (1000, True)])
+@pytest.mark.parametrize(
+    ("most", "backwards"), [(sftp.PART, False), (10_000, False), (sftp.PART, True), (10_000, True)]
+)
 def test_a_file_is_read_whole(most: int, backwards: bool) -> None:
     made = session(serve, most, backwards)
     output = io.BytesIO()
@@ -94,6 +96,31 @@ def test_a_refusal_says_why() -> None:
         made.open("/none", sftp.READ)
     with pytest.raises(sftp.Refused, match="the disk is full"):
         made.open("/full", sftp.WRITE)
+    made.close()
+
+
+@pytest.mark.parametrize(
+    "move",
+    [
+        lambda made: made.open("/run/pipe", sftp.READ),
+        lambda made: made.write(b"handle", io.BytesIO(bytes(1 << 22)), 1 << 22),
+    ],
+    ids=["read", "written"],
+)
+def test_a_file_that_is_slow_is_no_lost_connection(move: t.Callable[[sftp.Session], object]) -> None:
+    """As a pipe to which nobody writes, or a disk that takes no more for a while."""
+    told = threading.Event()
+
+    def stand_still(sock: socket.socket) -> None:
+        packet(sock)
+        send(sock, 2, struct.pack("!I", 3))
+        told.wait(10)
+
+    made = session(stand_still)
+    made._sock.settimeout(0.2)
+    with pytest.raises(_errors.DeadlinePassed, match=r"no answer after 0\.2 s"):
+        move(made)
+    told.set()
     made.close()
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.mage.lxd.plugins.module_utils import _errors
-from ansible_collections.mage.lxd.plugins.module_utils._server import sockets, websocket
+from ansible_collections.mage.lxd.plugins.module_utils._server import sockets, transport, websocket
 from ansible_collections.mage.lxd.plugins.module_utils._server.core import CoreDriver
 from ansible_collections.mage.lxd.plugins.module_utils._server.options import ServerOptions
 
@@ -223,6 +223,58 @@ def test_an_answer_that_comes_in_parts_is_waited_for(scripted: t.Callable[..., C
     go.release()
 
 
+def test_an_answer_of_known_length_is_waited_for(scripted: t.Callable[..., CoreDriver]) -> None:
+    whole = b'HTTP/1.1 200 OK\r\nContent-Length: 14\r\n\r\n{"metadata":7}'
+    seen = []
+
+    def slowly(sock: socket.socket) -> None:
+        for _request in range(2):
+            seen.append(read_request(sock))
+            for part in (whole[:20], whole[20:-3], whole[-3:]):
+                sock.sendall(part)
+                time.sleep(0.05)
+
+    driver = scripted(slowly)
+    pending = driver.transport.begin("POST", "/1.0/x", {"a": "b"}, {"key": 1})
+    assert pending.wait(5).metadata == 7
+    pending.close()
+    # The same connection serves another request.
+    assert driver.request("GET", "/1.0").metadata == 7
+    assert seen[0].startswith(b"POST /1.0/x?a=b ")
+    assert b"Content-Length: 10\r\n" in seen[0]
+
+
+@pytest.mark.parametrize(
+    ("head", "body", "kept"),
+    [
+        (b"Content-Length: 14", b'{"metadata":7}', True),
+        (b"Content-Length: 14", b'{"metadata":7}HTTP/1.1 200 OK', False),
+        (b"Content-Length: 14\r\nConnection: close", b'{"metadata":7}', False),
+        (b"Transfer-Encoding: chunked\r\nContent-Length: 3", b'e\r\n{"metadata":7}\r\n0\r\n\r\n', True),
+    ],
+)
+def test_whether_a_connection_serves_again(
+    scripted: t.Callable[..., CoreDriver], head: bytes, body: bytes, kept: bool
+) -> None:
+    transport = scripted(say(b"HTTP/1.1 200 OK\r\n" + head + b"\r\n\r\n" + body)).transport
+    assert transport.begin("GET", "/1.0/x", {}).wait(5).metadata == 7
+    assert len(transport._idle) == kept
+
+
+def test_an_answer_that_does_not_come_ends_with_the_deadline(scripted: t.Callable[..., CoreDriver]) -> None:
+    over = threading.Event()
+
+    def silent(sock: socket.socket) -> None:
+        read_request(sock)
+        over.wait(5)
+
+    pending = scripted(silent).transport.begin("POST", "/1.0/x", {}, {})
+    with pytest.raises(_errors.DeadlinePassed, match=r"POST /1.0/x: no answer after 0.2 s"):
+        pending.wait(0.2)
+    pending.close()
+    over.set()
+
+
 def test_an_answer_that_breaks_off_is_an_error(scripted: t.Callable[..., CoreDriver]) -> None:
     pending = scripted(say(answer("a long answer")[:-5])).transport.begin("GET", "/1.0/operations/x/wait", {})
 
@@ -297,6 +349,10 @@ def test_a_host_that_went_away_is_unreachable(monkeypatch: pytest.MonkeyPatch) -
         driver.transport.begin("GET", "/1.0/operations/x/wait", {}).finish()
     ws = websocket.WebSocket(t.cast(socket.socket, NoRoute()))
     assert (ws.receive(), ws.closed, ws.deaf) == ([], True, True)
+
+
+def test_a_query_holds_every_byte_of_a_files_name() -> None:
+    assert transport.target("/1.0", {"path": "/a b\udce9/\u00fc"}) == "/1.0?path=%2Fa+b%E9%2F%C3%BC"
 
 
 def test_a_silent_line_is_asked_for_a_sign_of_life() -> None:

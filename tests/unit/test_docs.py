@@ -149,6 +149,22 @@ def test_a_page_names_variables_that_the_roles_have(path: Path) -> None:
     assert sorted(named - known) == []
 
 
+@pytest.mark.parametrize("role", ["lxd_host", "lxd_provisioning", "mageproxy"])
+@pytest.mark.parametrize("page", ["README.md", "roles/{}/README.md"])
+def test_a_page_has_every_variable_of_a_role_in_its_table(page: str, role: str) -> None:
+    named: set[str] = set()
+    for row in (ROOT / page.format(role)).read_text(encoding="utf-8").splitlines():
+        cells = row.split("|")
+        # What comes after the first may be written without the role.
+        own = [cell for cell in cells if f"`{role}_" in cell] if row.startswith("|") else []
+        for word in re.findall(r"`(\w+)`", own[0] if own else ""):
+            named.add(role + word if word.startswith("_") else word)
+        if own and "the other options of a server" in own[0]:
+            named |= {f"{role}_{name}" for name in options.NAMES}
+    known = yaml.safe_load((ROOT / "roles" / role / "defaults" / "main.yml").read_text(encoding="utf-8"))
+    assert sorted(set(known) - named) == []
+
+
 def test_every_difference_of_the_client_programs_names_the_test_that_shows_it() -> None:
     text = (ROOT / "docs" / "servers.md").read_text(encoding="utf-8").split("## What `driver: cli` does otherwise")[1]
     rows = re.findall(r"^\| .* \| `(\w+)` \|$", text, re.MULTILINE)
@@ -162,6 +178,12 @@ def test_every_option_of_a_server_is_explained() -> None:
     text = (ROOT / "docs" / "servers.md").read_text(encoding="utf-8").split("## The options")[1].split("\n## ")[0]
     first = " ".join(line.split("|")[1] for line in text.splitlines() if "|" in line)
     assert set(re.findall(r"`(\w+)`", first)) == set(options.NAMES)
+
+
+def test_no_file_has_two_sides_of_a_merge() -> None:
+    argv = ["git", "-C", str(ROOT), "grep", "--untracked", "-lE", "^(<{7}|>{7}) "]
+    found = subprocess.run(argv, check=False, capture_output=True, text=True)
+    assert (found.returncode, found.stdout, found.stderr) == (1, "", "")
 
 
 def test_no_check_is_switched_off() -> None:

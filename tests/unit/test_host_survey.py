@@ -5,7 +5,11 @@
 
 from __future__ import annotations
 
+import http.server
 import ipaddress
+import json
+import socketserver
+import threading
 import typing as t
 
 import pytest
@@ -108,6 +112,8 @@ def test_kernel_settings_are_raised_never_lowered_and_kept() -> None:
         ([BRIDGE], [{"name": "p"}], {"root": ROOT, "eth0": NIC}, {}),
         # Devices of other names do as well.
         ([BRIDGE], [{"name": "p"}], {"disk0": ROOT, "lan": NIC}, {}),
+        # A bridge of the host's own does, too.
+        ([], [{"name": "p"}], {"root": ROOT, "eth0": {"type": "nic", "nictype": "bridged", "parent": "br0"}}, {}),
         # A device that somebody gave the name is left alone, whatever it is.
         ([BRIDGE], [{"name": "p"}], {"root": {"type": "none"}, "eth0": {"type": "none"}}, {}),
         (
@@ -179,6 +185,59 @@ def test_a_pulled_image_is_known_by_its_source() -> None:
     assert survey.plan_image(asked, {"update_source": None}) is None
 
 
+def test_an_image_that_came_by_two_names_is_known_by_both() -> None:
+    words = [
+        ["https://images.example.org", "simplestreams", "debian/12"],
+        ["https://images.example.org", "simplestreams", "debian/bookworm"],
+    ]
+    aliases = [{"name": one[2], "description": " ".join(one)} for one in words]
+    source = dict(zip(("server", "protocol", "alias"), words[1]))
+    for alias in ("debian/12", "debian/bookworm"):
+        asked = survey.with_defaults({"alias": alias, "server": words[0][0]})
+        assert survey.plan_image(asked, {"update_source": source, "aliases": aliases}) is None
+    moved = survey.with_defaults({"alias": "debian/12", "server": words[0][0], "source": "debian/13"})
+    assert survey.plan_image(moved, {"update_source": source, "aliases": aliases}) == [
+        "pull",
+        *words[0][:2],
+        "debian/13",
+    ]
+
+
+class Starting(http.server.BaseHTTPRequestHandler):
+    """A server that is about to start: it answers as one does, so many times."""
+
+    left = 0
+
+    def do_GET(self) -> None:
+        ready = Starting.left == 0
+        Starting.left -= not ready
+        body = json.dumps({"metadata": {"up": True}} if ready else {"error": "daemon setup in progress"}).encode()
+        self.send_response(200 if ready else 503)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: t.Any, **more: t.Any) -> None:
+        """Say nothing."""
+
+    def address_string(self) -> str:
+        return ""
+
+
+def test_a_server_that_is_about_to_start_is_waited_for(tmp_path: t.Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = str(tmp_path / "socket")
+    monkeypatch.setattr(survey, "SOCKETS", {"lxd": (str(tmp_path / "none"), path)})
+    assert survey.find_server("lxd", 0) is None
+    with socketserver.ThreadingUnixStreamServer(path, Starting) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        Starting.left = 2
+        assert survey.find_server("lxd", 30) == {"socket": path, "info": {"up": True}}
+        Starting.left = 100
+        with pytest.raises(survey.NotReady, match="daemon setup in progress"):
+            survey.find_server("lxd", 0.1)
+        server.shutdown()
+
+
 def test_a_file_is_known_by_its_content(tmp_path: t.Any) -> None:
     for name in ("meta", "root"):
         (tmp_path / name).write_text(name)
@@ -195,3 +254,143 @@ def test_the_packages_are_those_of_the_flavor_and_the_images() -> None:
     assert {"incus-base", "incus-client", "mmdebstrap", "incus"} <= set(names)
     assert not {"lxd", "snapd"} & set(names)
     assert "snapd" in survey.wanted_packages({"flavor": "lxd", "images": [], "extra_packages": []}, {"ID": "ubuntu"})
+
+
+def asked(**said: t.Any) -> dict[str, t.Any]:
+    """What the role asks with its defaults, and with what is said."""
+    options = {"extra_packages": [], "sysctls": {}, "images": [], "wait": 60, "python": True, "flavor": "lxd"}
+    return {**ASKED, **options, **said}
+
+
+ADDRESS = "must be auto, none, or a host's address with the length of its network's prefix, such as"
+PACKAGE = "must be a package's name, such as nginx-light"
+ALIAS = "must be a name, such as debian/bookworm"
+
+
+@pytest.mark.parametrize(
+    ("said", "problem"),
+    [
+        *(
+            ({"ipv4": address}, f'lxd_host_ipv4: "{address}": {ADDRESS} 10.8.0.1/24')
+            for address in ("10.8.0.1", "10.8.0.0/24", "10.8.0.255/24", "10.8.0.1/33", "fd42::1/64", "", "10.8.0.1/32")
+        ),
+        ({"ipv4": None}, f"lxd_host_ipv4: null: {ADDRESS} 10.8.0.1/24"),
+        ({"ipv6": "10.8.0.1/24"}, f'lxd_host_ipv6: "10.8.0.1/24": {ADDRESS} fd42:8::1/64'),
+        (
+            {"bridge": "a b"},
+            'lxd_host_bridge: "a b": must be an interface\'s name of 2 to 15 characters, such as lxdbr0',
+        ),
+        ({"pool": "a/b"}, 'lxd_host_pool: "a/b": must be the name of a storage pool, such as default'),
+        ({"pool_size": "20"}, 'lxd_host_pool_size: "20": must be a number with a unit, such as 20GiB'),
+        ({"pool_size": "lots"}, 'lxd_host_pool_size: "lots": must be a number with a unit, such as 20GiB'),
+        ({"wait": 0}, "lxd_host_wait: 0: must be a number of seconds, such as 60"),
+        ({"extra_packages": ["ok", "$(id)"]}, f'lxd_host_extra_packages[1]: "$(id)": {PACKAGE}'),
+        ({"extra_packages": [1]}, f"lxd_host_extra_packages[0]: 1: {PACKAGE}"),
+        ({"sysctls": {"a.b": "x"}}, 'lxd_host_sysctls.a.b: "x": must be a whole number, such as 262144'),
+        ({"sysctls": {"a.b": True}}, "lxd_host_sysctls.a.b: true: must be a whole number, such as 262144"),
+        (
+            {"sysctls": {"../etc": 1}},
+            'lxd_host_sysctls: "../etc": must be the name of a kernel setting, such as vm.max_map_count',
+        ),
+        ({"sysctls": "a.b=1"}, 'lxd_host_sysctls: "a.b=1": must be a mapping, such as {vm.max_map_count: 262144}'),
+        ({"images": "debian"}, 'lxd_host_images: "debian": must be a list'),
+        ({"images": ["debian"]}, 'lxd_host_images[0]: "debian": must be a mapping, such as {alias: debian, '),
+        (
+            {"images": [{"alais": "a", "server": "https://a"}]},
+            "lxd_host_images[0].alais: unknown key (did you mean alias?)",
+        ),
+        ({"images": [{"server": "https://a"}]}, f"lxd_host_images[0].alias: missing: {ALIAS}"),
+        ({"images": [{"alias": "a b", "server": "https://a"}]}, f'lxd_host_images[0].alias: "a b": {ALIAS}'),
+        (
+            {"images": [{"alias": "a", "server": "ftp//nonsense"}]},
+            'lxd_host_images[0].server: "ftp//nonsense": must be a URL, such as https://images.example.org',
+        ),
+        (
+            {"images": [{"alias": "a", "server": "https://a", "protocol": "simplestream"}]},
+            'lxd_host_images[0].protocol: "simplestream": must be one of simplestreams, lxd, incus, oci (did you',
+        ),
+        ({"images": [{"alias": "a"}]}, 'lxd_host_images[0]: "a": must have one of server, file and build'),
+        (
+            {"images": [{"alias": "a", "server": "https://a", "build": {"suite": "sid"}}]},
+            'lxd_host_images[0]: "a": must have one of server, file and build',
+        ),
+        (
+            {"images": [{"alias": "a", "server": "https://a"}] * 2},
+            'lxd_host_images[1].alias: "a": is in the list twice',
+        ),
+        (
+            {"images": [{"alias": "a", "file": "/nowhere"}]},
+            'lxd_host_images[0].file: "/nowhere": there is no such file on this host',
+        ),
+        ({"images": [{"alias": "a", "file": "a.tar"}]}, 'lxd_host_images[0].file: "a.tar": must be an absolute path'),
+        (
+            {"images": [{"alias": "a", "rootfs": "/etc/passwd", "server": "https://a"}]},
+            'lxd_host_images[0].rootfs: "/etc/passwd": belongs to',
+        ),
+        (
+            {"images": [{"alias": "a", "build": "sid"}]},
+            'lxd_host_images[0].build: "sid": must be a mapping, such as {suite',
+        ),
+        (
+            {"images": [{"alias": "a", "build": {"suite": "../etc"}}]},
+            'lxd_host_images[0].build.suite: "../etc": must be a suite\'s name, such as bookworm',
+        ),
+        (
+            {"images": [{"alias": "a", "build": {"suite": "sid", "pakages": []}}]},
+            "lxd_host_images[0].build.pakages: unknown key (did you mean packages?)",
+        ),
+        (
+            {"images": [{"alias": "a", "build": {"suite": "sid", "packages": ["ok", "-x"]}}]},
+            f'lxd_host_images[0].build.packages[1]: "-x": {PACKAGE}',
+        ),
+        (
+            {"images": [{"alias": "a", "build": {"suite": "sid", "packages": "nginx"}}]},
+            'lxd_host_images[0].build.packages: "nginx": must be a list of packages\' names, such as [nginx-light]',
+        ),
+        (
+            {"images": [{"alias": "a", "build": {"suite": "sid", "mirror": "mirror"}}]},
+            'lxd_host_images[0].build.mirror: "mirror": must be a URL, such as http://mirror.example.org/debian, ',
+        ),
+    ],
+)
+def test_what_is_refused_names_its_place_value_rule_and_an_example(said: dict[str, t.Any], problem: str) -> None:
+    wanted = asked(**said)
+    found = [*survey.option_problems(wanted), *survey.image_problems(wanted["images"])]
+    assert found[0].startswith(problem), found
+    # Without its alias, an image has no name either.
+    assert len(found) == 1 + ("alais" in problem), found
+
+
+def test_what_is_right_is_taken_in_all_its_forms() -> None:
+    images = [
+        {
+            "alias": "debian/bookworm",
+            "build": {"suite": "bookworm", "packages": None, "mirror": "deb http://a sid main"},
+        },
+        {
+            "alias": "alpine/3.20",
+            "server": "https://images.example.org:8443/1.0",
+            "protocol": None,
+            "source": "alpine/3",
+        },
+        {"alias": "file", "file": "/dev/../etc/passwd", "rootfs": None},
+    ]
+    numbers = {"vm.max_map_count": "262144", "net.ipv4.neigh.default.gc_thresh3": 8192}
+    said = {"ipv4": "10.8.0.1/24", "ipv6": "fd42:8::1/64", "pool_size": "5GB", "wait": "60"}
+    wanted = asked(images=images, sysctls=numbers, extra_packages="incus, nginx-light", **said)
+    assert [*survey.option_problems(wanted), *survey.image_problems(images)] == []
+    normal = survey.normal(wanted)
+    assert normal["sysctls"] == {"vm.max_map_count": 262144, "net.ipv4.neigh.default.gc_thresh3": 8192}
+    assert normal["extra_packages"] == ["incus", "nginx-light"]
+    assert normal["images"][0]["build"]["packages"] == []
+    assert normal["images"][1]["protocol"] == "simplestreams"
+
+
+def test_all_mistakes_come_together() -> None:
+    wanted = asked(pool="a/b", images=[{"alias": "a"}], sysctls={"a.b": "x"})
+    python = {"path": "/usr/bin/python3", "missing": [], "system": True}
+    assert [text.split(":")[0] for text in survey.problems(wanted, {"ID": "debian"}, python)][:3] == [
+        "lxd_host_pool",
+        "lxd_host_sysctls.a.b",
+        "lxd_host_images[0]",
+    ]

@@ -46,6 +46,8 @@ VALUES = {
     "many ports": json.dumps([{"extport": port} for port in range(1, 20000)]),
     "not a number": "[NaN, Infinity, -Infinity, 1e999]",
     "half a character": '[{"\\ud800": 1, "name": "\\ud800", "extport": "\\ud800"}, "\\ud800"]',
+    "half a character in a variable": '{"a": "x\\ud800y", "b": {"c": ["\\udfff"]}, "d": {"\\ud800": 1}}',
+    "half a character for us": '{"for": "shop/bad", "value": [{"a": "\\ud800"}]}',
     "line break in a key": '[{"a\\nb": 1}]',
     "written for a mapping": '{"for": {"a": 1}, "value": 1}',
     "written for a line break": '{"for": "a\\nb", "value": 1}',
@@ -86,6 +88,9 @@ def test_others_are_in_the_inventory_all_the_same(value: str) -> None:
     place = _inventory.Place("here", ServerOptions("unix:///socket"))
     found = _inventory.hosts(Snapshot(Server("lxd", "", "", False, frozenset(), ()), (bad, good)), place)
     assert [host.name for host in found.hosts][1] == "good_1"
+    for host in found.hosts:
+        # As YAML, and into a file.
+        json.dumps(host.variables, ensure_ascii=False).encode("utf-8")
     assert len(found.warnings) < 20
     assert all(len(text) < 500 and text.isprintable() for text in found.warnings), found.warnings
 
@@ -121,6 +126,6 @@ def test_names_are_those_of_the_inventory_of_all_projects() -> None:
     instances = tuple(
         Instance.from_api({"name": "web", "status": "Running", "project": project}) for project in ("default", "shop")
     )
-    seen = info.Seen(Snapshot(Server("lxd", "", "", False, frozenset(), ()), instances), "", (), ())
+    seen = info.Seen(Snapshot(Server("lxd", "", "", False, frozenset(), ()), instances), "", True, (), ())
     found = info.result(info.Query(None, None, ()), seen, info.plan(info.Query(None, None, ()), seen, False), None)
     assert [one["inventory_name"] for one in found["instances"]] == ["web", "web.shop"]

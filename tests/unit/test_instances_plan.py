@@ -39,6 +39,7 @@ NETWORK = Network("lxdbr0", "default", "bridge", True, {"ipv4.address": "10.97.0
 # Where the search for a free address begins for web-1.
 PIN = addresses.pick(NETWORK, (), "default/web-1") or ""
 IMAGES = {"debian/bookworm": "a" * 64, "ubuntu/xenial/amd64": "b" * 64, "a" * 64: "a" * 64}
+IMAGES.update({"alpine/amd64": "c" * 64, "alpine/arm64": "d" * 64, '{"os":"Debian"}': "a" * 64, '{"os":"None"}': ""})
 
 
 def instance(name: str, status: str = "Running", **fields: t.Any) -> Instance:
@@ -144,7 +145,9 @@ def test_from_every_state_to_every_state(status: str | None, state: str, expecte
         ("debian/bookworm", {"type": "image", "alias": "debian/bookworm"}),
         ("debian/bookworm/amd64", {"type": "image", "alias": "debian/bookworm"}),
         ("ubuntu/xenial/amd64", {"type": "image", "alias": "ubuntu/xenial/amd64"}),
-        ("ubuntu/xenial", None),
+        ("ubuntu/xenial", {"type": "image", "alias": "ubuntu/xenial/amd64"}),
+        ("ubuntu/xenial/arm64", None),
+        ("alpine", None),
         ("a" * 12, {"type": "image", "fingerprint": "a" * 64}),
         ("a" * 11, None),
         ("debian/bookworm/default", None),
@@ -214,9 +217,18 @@ def test_what_got_another_address_than_its_pin_is_pinned_to_that() -> None:
     assert after.devices["eth0"]["ipv4.address"] == "10.97.0.6"
 
 
-def test_a_pin_of_the_user_stays_whatever_was_leased() -> None:
-    pinned = {"devices": {"eth0": {**NIC, "ipv4.address": "10.97.0.2"}}}
-    assert not planned(displaced(**pinned), {**WEB, **pinned, "nat": [{"extport": 80}]}).changed
+@pytest.mark.parametrize("said", [{"devices": {"eth0": {**NIC, "ipv4.address": PIN}}}, {"address": PIN}])
+def test_a_pin_of_the_user_stays_whatever_was_leased(said: dict[str, t.Any]) -> None:
+    item = {**WEB, **said, "nat": [{"extport": 80}]}
+    made = planned(displaced(**said), item)
+    assert steps(made) == {"web-1": ("restart",)}
+    assert '"restart_required": [\n    "devices.eth0"\n  ]' in made.diff()[0]["after"]
+    held = displaced(**said)
+    another = instance("web-2", config={"volatile.eth0.hwaddr": "00:16:3e:00:00:08"})
+    lease = Lease("lxdbr0", "default", "web-2", "00:16:3e:00:00:08", PIN, "dynamic")
+    made = planned(observed(*held.snapshot.instances, another, leases=[*held.snapshot.leases, lease]), item)
+    assert not made.changed
+    assert made.warnings == (f"default/web-1: eth0 has 10.97.0.6 instead of {PIN}, which web-2 has leased",)
 
 
 def test_a_full_network_is_told() -> None:
@@ -280,7 +292,7 @@ def test_what_cannot_be_done_is_refused(seen: plan.Observed, item: dict[str, t.A
 def test_in_check_mode_an_image_may_be_yet_to_come() -> None:
     made = planned(observed(images={}), WEB, check_mode=True)
     assert steps(made) == {"web-1": ("create", "start")}
-    assert "no image on the server has this alias" in made.warnings[0]
+    assert "no image on the server has this alias" in made.missing[0]
 
 
 def test_secrets_stay_out_of_the_diff() -> None:
@@ -316,7 +328,9 @@ def test_a_true_list_needs_no_further_read() -> None:
         {"name": "db-1", "image": "debian/bookworm", "profiles": ["default"]},
     ]
     seen = carry_out(observed(), planned(observed(), *items))
-    assert plan.needs(desired(*items), seen.snapshot) == plan.Needs(False, False, False, ())
+    assert plan.needs(desired(*items), seen.snapshot) == plan.Needs(silent=("db-1",))
+    has = dataclasses.replace(seen.snapshot, states={("default", "db-1", "eth0"): ("10.8.0.50",)})
+    assert plan.needs(desired(*items), has) == plan.Needs()
 
 
 NAMES = st.sampled_from(["a", "b", "c", "d"])

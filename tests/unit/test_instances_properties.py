@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import typing as t
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ansible_collections.mage.lxd.tests.memory import convergence
 from ansible_collections.mage.lxd.tests.memory.driver import MemoryDriver
 from ansible_collections.mage.lxd.tests.memory.store import IMAGE, Raw, Store
 
+# Each case is whole runs on a server: a third of what others draw by default, and as many in the nightly profile.
+CASES = settings(max_examples={300: 100}.get(settings().max_examples, settings().max_examples))
 NAMES = ["a", "b-1", "c", "d"]
 VALUES = st.sampled_from(["1", "true", "ä b", ""])
 # What somebody may do by hand.
@@ -75,6 +77,7 @@ def is_nothing_left(store: Store, items: list[Raw]) -> bool:
     return outcome.ok and not outcome.changed and not again.writes
 
 
+@CASES
 @given(a_server(), a_list())
 def test_what_was_carried_out_leaves_nothing_to_do(store: Store, items: list[Raw]) -> None:
     foreign = convergence.seen(store)["default/foreign"]
@@ -97,6 +100,7 @@ def test_what_was_carried_out_leaves_nothing_to_do(store: Store, items: list[Raw
     assert len(set(convergence.pins(store))) == len(convergence.pins(store))
 
 
+@CASES
 @given(a_server(), a_list(), st.randoms())
 def test_neither_order_nor_concurrency_shows_in_the_result(store: Store, items: list[Raw], rng: t.Any) -> None:
     other = Store()
@@ -108,6 +112,7 @@ def test_neither_order_nor_concurrency_shows_in_the_result(store: Store, items: 
     assert convergence.seen(store) == convergence.seen(other)
 
 
+@CASES
 @given(a_server(), a_list())
 def test_what_somebody_else_set_stays(store: Store, items: list[Raw]) -> None:
     by_hand = {
@@ -119,6 +124,7 @@ def test_what_somebody_else_set_stays(store: Store, items: list[Raw]) -> None:
             assert raw["config"]["user.hand"] == by_hand[raw["name"]]
 
 
+@CASES
 @given(a_server(), a_list(), a_list())
 def test_what_its_owner_declares_no_longer_goes_and_nothing_else(
     store: Store, first: list[Raw], then: list[Raw]
@@ -134,6 +140,7 @@ def test_what_its_owner_declares_no_longer_goes_and_nothing_else(
     assert again.writes == []
 
 
+@CASES
 @given(a_server(), a_list())
 def test_check_mode_tells_what_the_run_does(store: Store, items: list[Raw]) -> None:
     asked = MemoryDriver(store)

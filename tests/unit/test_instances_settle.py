@@ -35,7 +35,7 @@ def settled(
     existing = Instance.from_api({"name": "a", "devices": devices}) if devices is not None else None
     folders = {"/srv": folder} if folder else {}
     problems, warnings = Problems(), list[str]()
-    made = settle.settle(item, existing, server, {**ROOT, **(devices or {})}, folders, problems, warnings)
+    made = settle.settle(item, existing, server, {**ROOT, **(devices or {})}, folders, problems, warnings, {})
     return made, list(problems.texts), warnings
 
 
@@ -148,3 +148,12 @@ def test_an_access_list_gives_rights_and_takes_none() -> None:
     assert acl.entries(acl.granted(first, 0, [5], acl.READ), 0)[acl.USER, 5] == 4
     assert acl.root_of({"volatile.idmap.next": '[{"Isuid":true,"Hostid":100000,"Nsid":0,"Maprange":1}]'}) == 100000
     assert acl.root_of({}) is None
+
+
+@pytest.mark.parametrize("flavor", ["lxd", "incus"])
+@pytest.mark.parametrize("said", ["lxd", "incus", "simplestreams"])
+def test_a_protocol_has_the_name_that_the_server_has_for_it(flavor: str, said: str) -> None:
+    image = {"alias": "a", "server": "https://a.example.org", "protocol": said}
+    item, problems, _warnings = settled({"image": image}, dataclasses.replace(ABLE, flavor=flavor))
+    assert item.image is not None
+    assert (item.image.protocol, problems) == (said if said == "simplestreams" else flavor, [])

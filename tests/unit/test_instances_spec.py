@@ -96,7 +96,7 @@ def test_names_that_servers_refuse(name: object) -> None:
 @pytest.mark.parametrize(
     ("item", "start"),
     [
-        ("web-1", 'instances[0]: "web-1": must be a mapping'),
+        ("web-1", "instances[0]: is text: must be a mapping"),
         ({}, "instances[0].name: missing"),
         ({"name": "a", "imgae": "x"}, "instances[0].imgae: unknown key (did you mean image?)"),
         (
@@ -112,6 +112,12 @@ def test_names_that_servers_refuse(name: object) -> None:
         ({"name": "a", "devices": {"d": {"path": "/"}}}, "instances[0].devices.d: "),
         ({"name": "a", "mounts": ["/a"]}, 'instances[0].mounts[0]: "/a": must be "/source:/path"'),
         (
+            {"name": "a", "mounts": ["relative:/x"]},
+            'instances[0].mounts[0]: "relative:/x": its source must be an absolute path, such as "/srv/data:/data"',
+        ),
+        ({"name": "a", "mounts": ["/a:x:ro"]}, 'instances[0].mounts[0]: "/a:x:ro": its path must be an absolute path'),
+        ({"name": "a", "mounts": ["/a:/x:rx"]}, 'instances[0].mounts[0]: "/a:/x:rx": must be "/source:/path"'),
+        (
             {"name": "a", "mounts": [{"source": "a", "path": "/b"}]},
             'instances[0].mounts[0].source: "a": must be an abs',
         ),
@@ -123,7 +129,18 @@ def test_names_that_servers_refuse(name: object) -> None:
         ({"name": "a", "proxy": [{"name": "a;b"}]}, 'instances[0].proxy[0].name: "a;b": must be a hostname'),
         ({"name": "a", "proxy": ["/a"]}, 'instances[0].proxy[0]: "/a": must be a mapping'),
         ({"name": "a", "description": "a\nb"}, 'instances[0].description: "a\\nb": must be text of one line'),
-        ({"name": "a", "profiles": "default"}, 'instances[0].profiles: "default": must be a list'),
+        (
+            {"name": "a", "profiles": "default"},
+            'instances[0].profiles: "default": must be a list, such as [default]',
+        ),
+        ({"name": "a", "profiles": [""]}, 'instances[0].profiles[0]: "": must be the name of a profile'),
+        ({"name": "a", "profiles": ["a", ""]}, 'instances[0].profiles[1]: "": must be the name of a profile'),
+        ({"name": "a", "hostnames": [""]}, 'instances[0].hostnames[0]: "": must be a hostname'),
+        ({"name": "a", "depends_on": [""]}, 'instances[0].depends_on[0]: "": 1 to 63 letters'),
+        ({"name": "a", "mounts": [""]}, 'instances[0].mounts[0]: "": must be "/source:/path"'),
+        ({"name": "a", "wait_for": [""]}, 'instances[0].wait_for[0]: "": must be '),
+        ({"name": "a", "nat": [""]}, 'instances[0].nat[0]: "": must be '),
+        ({"name": "a", "proxy": [""]}, 'instances[0].proxy[0]: "": must be '),
     ],
 )
 def test_what_is_refused_names_its_field(item: object, start: str) -> None:

@@ -11,7 +11,7 @@ import typing as t
 import pytest
 
 from ansible_collections.mage.lxd.plugins.module_utils._errors import InvalidInput
-from ansible_collections.mage.lxd.plugins.module_utils._instances import images, spec, values, waits
+from ansible_collections.mage.lxd.plugins.module_utils._instances import images, spec, stops, values, waits
 
 
 def parse(*items: t.Any, **params: t.Any) -> spec.Desired:
@@ -30,6 +30,20 @@ def one(**fields: t.Any) -> spec.InstanceSpec:
 
 
 @pytest.mark.parametrize(
+    ("raw", "stop", "patience"),
+    [
+        (None, stops.Stop(), 30),
+        ({"timeout": "90"}, stops.Stop(timeout=90), 90),
+        ({"attempts": 3, "force": "no"}, stops.Stop(attempts=3, force=False), 30),
+        ({"attempts": 0}, stops.Stop(attempts=0), 30),
+    ],
+)
+def test_how_it_is_stopped(raw: t.Any, stop: stops.Stop, patience: int) -> None:
+    parsed = one(stop=raw).stop
+    assert (parsed, parsed.patience(600), stops.Stop().patience(20)) == (stop, patience, 10)
+
+
+@pytest.mark.parametrize(
     ("fields", "config"),
     [
         (
@@ -42,6 +56,8 @@ def one(**fields: t.Any) -> spec.InstanceSpec:
         ),
         ({"limits": {"cpu": "50%", "memory": "512 MiB"}}, {"limits.cpu.allowance": "50%", "limits.memory": "512MiB"}),
         ({"limits": {"cpu": "0-3,5", "memory": "25%"}}, {"limits.cpu": "0-3,5", "limits.memory": "25%"}),
+        ({"limits": {"cpu": "0,2", "memory": 1048576}}, {"limits.cpu": "0,2", "limits.memory": "1048576"}),
+        ({"limits": {"cpu": "2-2"}, "config": {"user.x": None}}, {"limits.cpu": "2-2"}),
         ({"instance_type": "c2-m4"}, {"limits.cpu": "2", "limits.memory": "4096MiB"}),
         ({"instance_type": "m0.5-c1.5"}, {"limits.cpu": "2", "limits.cpu.allowance": "75%", "limits.memory": "512MiB"}),
         ({"instance_type": "t2.micro"}, {"limits.cpu": "1", "limits.memory": "1024MiB"}),
@@ -79,6 +95,10 @@ def test_short_words_become_keys_of_the_server(fields: dict[str, t.Any], config:
         ),
         ({"file": "/srv/a.tar.xz"}, images.Image(file="/srv/a.tar.xz")),
         (
+            {"file": "/srv/a.tar.xz", "fingerprint": "A" * 64},
+            images.Image(file="/srv/a.tar.xz", fingerprint="a" * 64),
+        ),
+        (
             {
                 "fingerprint": "abcd",
                 "server": "https://a.example.org",
@@ -100,8 +120,8 @@ def test_the_source_of_an_image_on_another_server() -> None:
     image = one(image={"alias": "12", "server": "https://a.example.org", "certificate": "PEM\nPEM"}).image
     assert image
     source = {"type": "image", "mode": "pull", "server": "https://a.example.org", "protocol": "simplestreams"}
-    assert images.source(image, ()) == {**source, "alias": "12", "certificate": "PEM\nPEM"}
-    assert images.source(dataclasses.replace(image, mode="local"), ["12"]) == {"type": "image", "alias": "12"}
+    assert images.source(image, {}) == {**source, "alias": "12", "certificate": "PEM\nPEM"}
+    assert images.source(dataclasses.replace(image, mode="local"), {"12": "a" * 64}) == {"type": "image", "alias": "12"}
 
 
 @pytest.mark.parametrize(
@@ -137,7 +157,23 @@ def test_what_is_waited_for(raw: object, waits_for: object) -> None:
     [
         ({"limits": {"cpus": 1}}, "instances[0].limits.cpus: unknown key (did you mean cpu?)"),
         ({"limits": {"memory": "lots"}}, 'instances[0].limits.memory: "lots": must be a size, such as 512MiB'),
+        ({"limits": {"memory": 512}}, "instances[0].limits.memory: 512: is 512 bytes: must be a size, such as 512MiB"),
+        ({"limits": {"memory": "512kB"}}, 'instances[0].limits.memory: "512kB": is 512000 bytes: must be a size'),
+        ({"limits": {"cpu": "3-1"}}, 'instances[0].limits.cpu: "3-1": must be a number of cores'),
+        ({"limits": {"cpu": "0-3-5"}}, 'instances[0].limits.cpu: "0-3-5": must be a number of cores'),
+        ({"limits": {"cpu": "1,3-2"}}, 'instances[0].limits.cpu: "1,3-2": must be a number of cores'),
+        ({"image": ["canary"]}, 'instances[0].image: "(hidden)": must be an alias, a fingerprint, or a mapping'),
+        (
+            {"image": {"file": "/a", "fingerprint": "abcd"}},
+            'instances[0].image.fingerprint: "abcd": must be the whole SHA-256 of the file',
+        ),
+        (
+            {"image": {"file": "/a", "alias": "b", "fingerprint": "a" * 64}},
+            "instances[0].image: has alias and file: one of them says which image",
+        ),
         ({"limits": {"disk": "0"}}, 'instances[0].limits.disk: "0": must be a size'),
+        ({"limits": {"disk": 10}}, "instances[0].limits.disk: 10: is 10 bytes: must be a size, such as 512MiB"),
+        ({"limits": {"disk": "0.5kB"}}, 'instances[0].limits.disk: "0.5kB": is 500 bytes: must be a size'),
         ({"limits": {"cpu": 0}}, "instances[0].limits.cpu: 0: must be a number of cores"),
         ({"limits": {"processes": True}}, "instances[0].limits.processes: true: must be a number"),
         (
@@ -182,6 +218,11 @@ def test_what_is_waited_for(raw: object, waits_for: object) -> None:
         ({"copy_of": "b/c/d"}, 'instances[0].copy_of: "b/c/d": must be an instance or its snapshot'),
         ({"depends_on": ["b", "a"]}, 'instances[0].depends_on[1]: "a": is the instance itself'),
         ({"depends_on": ["a b"]}, 'instances[0].depends_on[0]: "a b": 1 to 63 letters'),
+        ({"stop": "hard"}, 'instances[0].stop: "hard": must be a mapping with the keys attempts, force, timeout'),
+        ({"stop": {"tries": 2}}, "instances[0].stop.tries: unknown key"),
+        ({"stop": {"timeout": 0}}, "instances[0].stop.timeout: 0: must be a whole number, 1 to 86400"),
+        ({"stop": {"attempts": "x"}}, 'instances[0].stop.attempts: "x": must be a whole number, 0 to 10'),
+        ({"stop": {"attempts": 0, "force": False}}, "instances[0].stop: neither asks it to end nor ends it"),
         ({"wait_for": ["adress"]}, 'instances[0].wait_for[0]: "adress": must be address, cloud-init, system'),
         ({"wait_for": [{"port": 0}]}, "instances[0].wait_for[0].port: 0: must be 1 to 65535"),
         ({"wait_for": [{"exec": "a b"}]}, 'instances[0].wait_for[0].exec: "a b": must be a command and its arguments'),
@@ -203,6 +244,11 @@ def test_what_is_waited_for(raw: object, waits_for: object) -> None:
             },
             "instances[0].address: devices.e has an ipv4.address as well",
         ),
+        ({"mounts": ["/a:/b/c", "/c:/b//c/"]}, 'instances[0].mounts[1]: "/c:/b//c/": there is a device or mount for '),
+        (
+            {"mounts": ["/a:/b/c"], "devices": {"mount-b-c": {"type": "disk", "source": "/c", "path": "/b/c"}}},
+            'instances[0].mounts[0]: "/a:/b/c": there is a device or mount for /b/c already',
+        ),
         ({"mounts": [{"source": "/a", "path": "/b", "acl": True, "shift": True}]}, "instances[0].mounts[0].acl: "),
         (
             {"mounts": [{"source": "/a", "path": "/b", "shift": True, "owner": 1}]},
@@ -218,6 +264,33 @@ def test_what_short_words_refuse(fields: dict[str, t.Any], start: str) -> None:
     (problem,) = problems({"name": "a", **fields})
     assert problem.startswith(start)
     assert "canary" not in problem
+
+
+@pytest.mark.parametrize(
+    ("fields", "path"),
+    [
+        ({"config": {"user.x": "canary\udcff"}}, "config.user.x"),
+        ({"config": {"environment.X": "canary\udcff"}}, "config.environment.X"),
+        ({"cloud_init": {"user_data": "canary\ud83d"}}, "cloud_init.user_data"),
+        (
+            {"cloud_init": {"user_data": {"write_files": [{"content": "\udcff"}]}}},
+            "cloud_init.user_data.write_files[0]",
+        ),
+        ({"cloud_init": {"user_data": {"\udcff": 1}}}, "cloud_init.user_data: a key"),
+        ({"devices": {"d": {"type": "disk", "path": "/\udcff"}}}, "devices.d.path"),
+        ({"mounts": ["/srv/\udcff:/srv"]}, "mounts[0]"),
+        ({"description": "\udcff"}, "description"),
+    ],
+)
+def test_text_that_no_server_can_hold_is_told(fields: dict[str, t.Any], path: str) -> None:
+    """Half of a character, as what reads files byte by byte makes it. JSON takes it along."""
+    for found in (problems({"name": "a", **fields}), problems({"name": "a"}, defaults=fields)):
+        assert len(found) == 1
+        assert found[0].partition(".")[2].startswith(path)
+        assert found[0].endswith("must be text that UTF-8 can hold")
+        assert "canary" not in found[0]
+    assert problems({"name": "a"}, owner="\udcff") == ["owner: must be text that UTF-8 can hold"]
+    assert one(config={"user.x": "\U0001f40b"}).config == {"user.x": "\U0001f40b"}
 
 
 def test_defaults_are_merged_key_by_key() -> None:
@@ -246,6 +319,24 @@ def test_defaults_are_merged_key_by_key() -> None:
     assert merged.image == images.Image(fingerprint="abcd", server="https://a.example.org")
     assert [mount.path for mount in merged.mounts] == ["/b"]
     assert (copied.image, copied.copy_of, copied.depends_on) == (None, images.CopyOf("a"), ())
+    unsaid = parse(
+        {"name": "b", "copy_of": "a", "image": None}, {"name": "a", "copy_of": None}, defaults=defaults
+    ).items
+    assert (unsaid[0], unsaid[1].image) == (
+        dataclasses.replace(copied, path="instances[0]", mounts=unsaid[0].mounts),
+        images.Image("a", server="https://a.example.org"),
+    )
+
+
+def test_what_is_null_was_not_said() -> None:
+    """As an item of its own, and where it stands for what the defaults have not."""
+    nothing: dict[str, t.Any] = {"config": {"user.a": None}, "devices": {"d": {"type": "none", "x": None}}}
+    for item in parse({"name": "a", **nothing}, {"name": "b", "config": {"user.a": None}}, defaults=nothing).items:
+        assert item.config == {}
+        assert item.devices == {"d": {"type": "none"}}
+    assert parse({"name": "a", "config": {"user.a": None}}, defaults={"config": {"user.a": 1}}).items[0].config == {
+        "user.a": "1"
+    }
 
 
 def test_what_is_wrong_with_defaults_is_told_once() -> None:
@@ -283,11 +374,13 @@ def test_values_that_mean_the_same(key: str, one_value: str, other: str, alike: 
 
 
 def test_secrets_of_short_words_are_not_told() -> None:
-    secret = {
+    secret: dict[str, t.Any] = {
+        "config": dict.fromkeys(("raw.lxc", "raw.qemu", "user.meta-data", "environment.TOKEN"), "canary"),
         "cloud_init": {"user_data": {"password": "canary"}},
         "image": {"fingerprint": "abcd", "server": "https://a.example.org", "protocol": "lxd", "secret": "canary"},
     }
-    params = {"instances": [{"name": "a", **secret}, {"name": "b", "cloud_init": "canary"}], "defaults": secret}
+    strange = {"name": "b", "cloud_init": "canary", "image": ["canary"]}
+    params = {"instances": [{"name": "a", **secret}, strange], "defaults": secret}
     assert "canary" not in str(spec.hidden(params))
     assert "a.example.org" in str(spec.hidden(params))
     assert "canary" in str(params)

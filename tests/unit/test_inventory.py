@@ -57,12 +57,22 @@ def names(*instances: Instance) -> list[str]:
         ([instance("web-1")], ["web-1"]),
         ([named("ubu-test-1", "ubu_test_1")], ["ubu_test_1"]),
         ([named("ubu-test-1", "ubu_test_1", marked_for="default/ubu-test-1")], ["ubu_test_1"]),
+        # What JSON takes for something else than a word.
+        ([named("web-1", "123")], ["123"]),
+        ([named("web-1", "007"), named("web-2", "1.50"), named("web-3", "true")], ["007", "1.50", "true"]),
+        ([named("web-1", "123", marked_for="default/web-1")], ["123"]),
+        ([named("web-1", '"123"'), named("web-2", "[1]")], ["123", "web-2"]),
         # A copy takes the key along, and the copy is somebody else.
         ([named("copy", "ubu_test_1", marked_for="default/ubu-test-1")], ["copy"]),
         ([named("web-1", "{{ lookup('pipe', 'id') }}")], ["web-1"]),
         ([named("web-1", "localhost")], ["web-1"]),
         ([named("web-1", "lxd_containers")], ["web-1"]),
+        # To Ansible, the first is the controller.
+        ([named("web-1", "127.0.0.1")], ["web-1"]),
         ([instance("localhost")], ["localhost.default"]),
+        # No server has such names, unless it lies.
+        ([instance("{{ lookup('pipe', 'id') }}", "{{ p }}")], ["___lookup__pipe____id_____"]),
+        ([instance("a b", "a"), instance("a_b", "{{ p }}")], ["a_b", "a_b.___p___"]),
         ([instance("web", "a"), instance("web", "b")], ["web", "web.b"]),
         ([instance("web", "a"), instance("web", "default")], ["web.a", "web"]),
         ([named("a", "b"), instance("b")], ["a", "b"]),
@@ -210,6 +220,9 @@ def test_hosts_get_all_options_of_their_server_but_its_token() -> None:
         "ansible_lxd_project": "shop",
         "ansible_lxd_endpoint": "https://x",
         "ansible_lxd_via": ["outer"],
+        "ansible_lxd_driver": "auto",
+        "ansible_lxd_insecure_skip_verify": False,
+        "ansible_lxd_ssh_args": "",
         "ansible_lxd_server_fingerprint": "f",
         "ansible_lxd_timeout": 30,
     }

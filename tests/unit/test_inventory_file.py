@@ -19,7 +19,11 @@ from ansible_collections.mage.lxd.plugins.plugin_utils import _inventory_file, _
 
 OPTIONS = yaml.safe_load(lxd.DOCUMENTATION)["options"]
 # Those of the fragments.
-KNOWN = {*OPTIONS, "compose", "groups", "keyed_groups", "strict", "cache"}
+KNOWN = {
+    *OPTIONS,
+    *("compose", "groups", "keyed_groups", "strict", "use_extra_vars", "leading_separator"),
+    *("cache", "cache_plugin", "cache_connection", "cache_prefix", "cache_timeout"),
+}
 LOCAL = {"endpoint": "unix:///socket"}
 
 
@@ -120,6 +124,23 @@ def test_a_server_without_a_name_has_that_of_its_place(endpoint: str, via: tuple
         ("keyed_groups: [{prefix: a}]", ['keyed_groups[0]: {"prefix": "a"}: must be a mapping with a key']),
         ("prefer: {network: 192.0.2.1/24}", ['prefer.network: "192.0.2.1/24": must be a network', "host bits set"]),
         ("prefer: {family: 5, nic: 1}", ["prefer.family: 5: must be ipv4 or ipv6", "prefer.nic: 1: must be the name"]),
+        ("keyed_groups: [{key: a, prefx: b}]", ["keyed_groups[0].prefx: unknown key (did you mean prefix?)"]),
+        ("keyed_groups: [{key: a, prefix: [b]}]", ['keyed_groups[0].prefix: ["b"]: must be text']),
+        ("keyed_groups: [{key: a, separator: {}}]", ["keyed_groups[0].separator: {}: must be text"]),
+        (
+            "keyed_groups: [{key: a, trailing_separator: maybe}]",
+            ['keyed_groups[0].trailing_separator: "maybe": must be true or false'],
+        ),
+        (
+            "keyed_groups: [{key: a, trailing_separator: false, default_value: b}]",
+            ["keyed_groups[0].trailing_separator: cannot stand beside default_value"],
+        ),
+        ("strict: maybe", ['strict: "maybe": must be true or false']),
+        ("use_extra_vars: 5", ["use_extra_vars: 5: must be true or false"]),
+        ("leading_separator: []", ["leading_separator: []: must be true or false"]),
+        ("{cache: often, cache_timeout: x}", ['cache: "often": must be true', 'cache_timeout: "x": must be a number']),
+        ("cache_timeout: -1", ["cache_timeout: -1: must be a number of seconds, such as 3600"]),
+        ("cache_plugin: [jsonfile]", ['cache_plugin: ["jsonfile"]: must be text']),
         ("need: [states]", ['need[0]: "states": must be one of addresses, state, snapshots']),
         ("connection: local", ['connection: "local": must be one of mage.lxd.lxd, ssh']),
     ],
@@ -146,6 +167,68 @@ def test_all_mistakes_are_told_at_once_with_their_lines(tmp_path: Path) -> None:
 )
 def test_the_line_is_that_of_the_nearest_key(path: str, line: int | None) -> None:
     assert _positions.line("a:\n  b:\n    - 1\n    - d: 1\n      c: !unsafe 2\n", path) == line
+
+
+def test_what_is_right_in_keyed_groups_and_for_a_cache_is_taken() -> None:
+    group = "{key: a, prefix: b, separator: '', parent_group: '{{ c }}', default_value: 5}"
+    cache = "cache: yes, cache_plugin: jsonfile, cache_connection: /c, cache_timeout: '60', cache_prefix: ''"
+    text = f"{{strict: 'no', keyed_groups: [{group}, {{key: a, trailing_separator: false}}], {cache}}}"
+    assert parse(text).servers
+
+
+@pytest.mark.parametrize(
+    ("text", "mistake"),
+    [
+        (
+            "plugin: x\ncompose: {a: b\n",
+            (3, "expected ',' or '}', but got '<stream end>', while parsing a flow mapping of line 2"),
+        ),
+        ("a: b\n  c: d\n", (2, "mapping values are not allowed here")),
+        ("a: *b\n", (1, "found undefined alias 'b'")),
+        ("a: \0\n", None),
+        ("a: b\n", None),
+    ],
+)
+def test_a_mistake_of_yaml_has_its_line(text: str, mistake: t.Any) -> None:
+    assert _positions.mistake(text) == mistake
+
+
+ABSENT = [
+    ("endpoint: 'lxc:nope'", 'endpoint: "lxc:nope": there is no such remote in '),
+    ("{endpoint: 'https://x', client_cert: /none, client_key: /none}", 'client_cert: "/none": there is no such file'),
+    ("{endpoint: 'https://x', server_cert: /none}", 'server_cert: "/none": there is no such file'),
+    ("endpoint: 'https://x'", "client_cert, client_key: a server at https:// needs both"),
+    ("{}", "endpoint: no LXD or Incus on this machine"),
+]
+
+
+@pytest.mark.parametrize(("text", "problem"), ABSENT)
+def test_a_server_that_cannot_be_looked_for_loses_the_others_only_where_it_has_to_be_there(
+    text: str, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("LXD_SOCKET", "INCUS_SOCKET", "LXD_DIR", "INCUS_DIR"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("LXD_CONF", str(tmp_path))
+    monkeypatch.setenv("INCUS_CONF", str(tmp_path))
+    monkeypatch.setattr(options, "SOCKETS", (("lxd", str(tmp_path / "socket")),))
+    raw = {"servers": [{"name": "a", "endpoint": "/a"}, {"name": "b", **yaml.safe_load(text)}]}
+
+    def parsed(**more: str) -> _inventory_file.Settings:
+        changed = {"servers": [raw["servers"][0], {**raw["servers"][1], **more}]}
+        return _inventory_file.parse(changed, KNOWN, {})
+
+    with pytest.raises(_errors.InvalidInput) as fatal:
+        parsed()
+    assert all(one.startswith("servers[1].") for one in fatal.value.problems)
+    found = parsed(on_unreachable="warn")
+    assert [one.name for one in found.servers] == ["a"]
+    assert found.absent[0].startswith(f"servers[1].{problem}")
+    assert all(one.endswith(": its instances are missing") for one in found.absent)
+    # What was written has to be right all the same, and is told together.
+    with pytest.raises(_errors.InvalidInput) as wrong:
+        parsed(on_unreachable="warn", timeout="soon")
+    assert [one.split(":")[0] for one in wrong.value.problems][-1] == "servers[1].timeout"
 
 
 def test_a_file_that_is_no_yaml_has_no_lines() -> None:

@@ -13,6 +13,9 @@ import pytest
 import yaml
 from ansible.errors import AnsibleError
 from ansible.inventory.data import InventoryData
+from ansible.parsing.dataloader import DataLoader
+from ansible.plugins.inventory import Constructable
+from ansible.template import Templar
 
 from ansible_collections.mage.lxd.plugins.module_utils import _errors
 from ansible_collections.mage.lxd.plugins.module_utils._inventory import Listing
@@ -64,7 +67,16 @@ def evaluate(expression: str, variables: t.Mapping[str, t.Any]) -> t.Any:
         raise AnsibleError(str(e)) from e
 
 
-def build(text: str, *servers: Told, strict: bool = False) -> tuple[Listing, _inventory_read.Reader]:
+class Composing(Constructable):
+    """What the plugin evaluates with: this ansible-core."""
+
+    def __init__(self) -> None:
+        self.templar = Templar(loader=DataLoader())
+
+
+def build(
+    text: str, *servers: Told, strict: bool = False, evaluate: _hosts.Evaluate = evaluate
+) -> tuple[Listing, _inventory_read.Reader]:
     by_endpoint = {f"unix:///{index}": one for index, one in enumerate(servers)}
     content = yaml.safe_load(text) or {}
     entries = content.get("servers", [content])
@@ -198,6 +210,40 @@ def test_one_unreachable_server_does_not_lose_the_rest() -> None:
     ]
 
 
+MISSING = [
+    ({"/1.0/instances": 403}, "projects: GET /1.0/instances: no (403): the certificate may not read all projects"),
+    ({"/1.0/instances": {"a": "b"}}, "endpoint: GET /1.0/instances: what answered is no list of instances"),
+    ({"/1.0/instances": [{"name": ""}]}, "endpoint: GET /1.0/instances: what answered is no list of instances"),
+]
+
+
+@pytest.mark.parametrize(("answers", "why"), MISSING)
+def test_a_server_that_says_what_is_of_no_use_does_not_lose_the_rest(answers: dict[str, t.Any], why: str) -> None:
+    fine = Told({"/1.0/instances": [raw("x", "Stopped")]}), Told({"/1.0/instances": []})
+    listing, reader = build(SERVERS, fine[0], Told(answers), fine[1])
+    assert names(listing) == ["x"]
+    assert len(reader.warnings) == 1
+    assert reader.warnings[0].startswith(f"servers[1].{why}")
+    assert reader.warnings[0].endswith(": its instances are missing")
+    with pytest.raises(_errors.InvalidInput, match=r"^servers\[0\]\."):
+        build(SERVERS, Told(answers), Told({"/1.0/instances": []}), fine[1])
+
+
+def test_a_project_that_is_not_there_loses_its_own_instances_only() -> None:
+    told = Told({"/1.0/instances?recursion=1&project=a": [raw("x", "Stopped", "a")], "/1.0/instances": []})
+    listing, reader = build("{projects: [nope, a], on_unreachable: warn}", told)
+    assert names(listing) == ["x"]
+    assert reader.warnings == ['projects: "nope": there is none on unix:///0: its instances are missing']
+
+
+def test_where_no_server_is_there_that_is_a_warning_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LXD_CONF", "/none")
+    content = {"servers": [{"name": one, "endpoint": f"lxc:{one}", "on_unreachable": "warn"} for one in ("a", "b")]}
+    with _inventory_read.Reader(_inventory_file.parse(content, KNOWN, {})) as reader:
+        assert _hosts.Builder(reader._settings, evaluate, False).build(reader).hosts == ()
+        assert [warning.split(":")[0] for warning in reader.warnings] == ["servers[0].endpoint", "servers[1].endpoint"]
+
+
 def test_a_server_that_gets_lost_after_its_list_is_missing_too() -> None:
     lost = Told(
         {"/1.0/instances": [raw("y")], "/1.0/networks/br/leases": _errors.ServerUnreachable("unix:///1", "gone")}
@@ -247,6 +293,26 @@ def test_a_name_that_several_hosts_would_get_is_given_to_none() -> None:
     # db-2 is called web-1 by the file, so web-1 cannot be.
     assert names(listing) == ["Stopped", "web-1", "web-1.2", "web-2"]
     assert len(listing.warnings) == 2
+
+
+@pytest.mark.parametrize(
+    ("expression", "left"),
+    [
+        ("lxd_profiles | length", ["db-2"]),
+        ("lxd_profiles | length - 1", ["db-1", "web-1", "web-2"]),
+        ("0", []),
+        ("lxd_profiles", ["db-2"]),
+        ("lxd_description", []),
+        ("none", []),
+        ("lxd_status == 'Stopped' or lxd_profiles | length", ["db-1", "db-2"]),
+        ("lxd_profiles | first", ["db-2"]),
+        ("lxd_nope", []),
+    ],
+)
+def test_an_expression_holds_as_it_does_in_a_condition(expression: str, left: list[str]) -> None:
+    text = f"{{need: [], filters: {{expression: {json.dumps(expression)}}}}}"
+    listing, _reader = build(text, Told({"/1.0/instances": LIST}), evaluate=Composing()._compose)
+    assert names(listing) == left
 
 
 def test_an_expression_that_fails_does_not_hold_or_is_an_error() -> None:
@@ -309,18 +375,40 @@ UNMANAGED = {"eth0": {"type": "nic", "nictype": "bridged", "parent": "br9"}}
         ),
     ],
 )
+@pytest.mark.parametrize(
+    ("failure", "why"), [(500, "no (500)"), (_errors.DeadlinePassed("no answer after 60 s"), "no answer after 60 s")]
+)
 def test_what_the_server_cannot_say_of_one_thing_is_told_and_loses_nothing_else(
-    text: str, path: str, what: str
+    text: str, path: str, what: str, failure: t.Any, why: str
 ) -> None:
     answers: dict[str, t.Any] = {
         "/1.0/instances": [raw("bare", expanded_devices=UNMANAGED), *LIST],
         "/1.0/networks/br/leases": LEASES,
         **{f"/1.0/instances/{one['name']}": one for one in LIST},
-        path: 500,
+        path: failure,
     }
     listing, reader = build(text, Told(answers))
     assert names(listing) == ["bare", "db-1", "db-2", "web-1", "web-2"]
-    assert reader.warnings == [f"endpoint: {what}: no (500)"]
+    said = what if why == "no (500)" else what.rpartition(": GET ")[0]
+    assert reader.warnings == [f"endpoint: {said}: {why}"]
+
+
+def test_a_second_device_outside_of_the_servers_networks_is_read_too() -> None:
+    both = {**NIC, "eth1": {"type": "nic", "nictype": "macvlan", "parent": "lan", "name": "eth1"}}
+    addresses = {"eth0": "10.64.0.2", "eth1": "10.65.0.2"}
+    state = {
+        "network": {
+            name: {"hwaddr": f"00:{name}", "addresses": [{"address": one, "scope": "global", "family": "inet"}]}
+            for name, one in addresses.items()
+        }
+    }
+    answers = {
+        "/1.0/instances": [raw("web-1", config={"volatile.eth1.hwaddr": "00:eth1"}, expanded_devices=both)],
+        "/1.0/networks/br/leases": LEASES,
+        "/1.0/instances/web-1/state": state,
+    }
+    listing, _reader = build("prefer: {nic: eth1}", Told(answers))
+    assert listing.hosts[0].variables["ansible_host"] == "10.65.0.2"
 
 
 def test_a_network_device_with_several_addresses() -> None:

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import types
 import typing as t
 
 import pytest
@@ -13,11 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ansible_collections.mage.lxd.plugins.module_utils._errors import InvalidInput
+from ansible_collections.mage.lxd.plugins.module_utils._nat import iptables
 from ansible_collections.mage.lxd.plugins.module_utils._nat import plan as nat
 from ansible_collections.mage.lxd.plugins.module_utils._nat.render import parse_save
 from ansible_collections.mage.lxd.plugins.module_utils._nat.spec import Desired, Policy
+from ansible_collections.mage.lxd.plugins.module_utils._server.options import ServerOptions
 from ansible_collections.mage.lxd.plugins.module_utils._server.snapshot import Address, Instance, Network
 from ansible_collections.mage.lxd.plugins.module_utils._values import PortRange
+from ansible_collections.mage.lxd.tests.memory.driver import MemoryDriver
+from ansible_collections.mage.lxd.tests.memory.store import Store
 from ansible_collections.mage.lxd.tests.unit.nat_samples import EMPTY, HOST, instance, observed, restored
 
 HERE = Desired()
@@ -54,8 +60,8 @@ MARK = "-m comment --comment default/web-1 -j DNAT --to-destination"
         ),
         (
             {"extport": 53, "proto": "udp", "extaddr": "198.51.100.8"},
-            [f"-d 198.51.100.8/32 -p udp -m udp --dport 53 {MARK} {WEB}:53"],
-            [f"-d 198.51.100.8/32 -p udp -m udp --dport 53 {MARK} {WEB}:53"],
+            [f"-d 198.51.100.8/32 -p udp {LOCAL} -m udp --dport 53 {MARK} {WEB}:53"],
+            [f"-d 198.51.100.8/32 -p udp {LOCAL} -m udp --dport 53 {MARK} {WEB}:53"],
         ),
         (
             {"extport": 8080, "intport": 80, "extif": "eth0"},
@@ -70,8 +76,11 @@ MARK = "-m comment --comment default/web-1 -j DNAT --to-destination"
         ),
         (
             {"extport": 8080, "extif": "eth0", "extaddr": "198.51.100.8"},
-            [f"-d 198.51.100.8/32 -i eth0 -p tcp -m tcp --dport 8080 {MARK} {WEB}:8080", "-i lxdbr0 -j MAGE-LXD-OUT"],
-            [f"-d 198.51.100.8/32 -p tcp -m tcp --dport 8080 {MARK} {WEB}:8080"],
+            [
+                f"-d 198.51.100.8/32 -i eth0 -p tcp {LOCAL} -m tcp --dport 8080 {MARK} {WEB}:8080",
+                "-i lxdbr0 -j MAGE-LXD-OUT",
+            ],
+            [f"-d 198.51.100.8/32 -p tcp {LOCAL} -m tcp --dport 8080 {MARK} {WEB}:8080"],
         ),
         (
             {"extport": "8000-8010"},
@@ -114,11 +123,28 @@ def test_only_neighbours_are_masqueraded_and_only_what_was_led_here_is_let_throu
     ]
 
 
-def test_docker_s_own_chain_for_others_is_used_where_it_is() -> None:
-    tables = EMPTY.replace(":OUTPUT ACCEPT [0:0]\nCOMMIT\n", ":OUTPUT ACCEPT [0:0]\n:DOCKER-USER - [0:0]\nCOMMIT\n")
-    assert "DOCKER-USER" in tables
-    made = nat.plan(HERE, observed(instance("web-1", [{"extport": 80}]), tables=tables))
-    assert lines(made, "filter")[0] == "-A DOCKER-USER -j MAGE-LXD-FWD"
+@pytest.mark.parametrize(
+    ("rules", "chain"),
+    [
+        (["-A FORWARD -j DOCKER-USER"], "DOCKER-USER"),
+        (["-A FORWARD -i eth0 -j DROP", "-A FORWARD -j DOCKER-USER", "-A FORWARD -j DROP"], "DOCKER-USER"),
+        (["-A FORWARD -j DOCKER-FORWARD", "-A FORWARD -j DOCKER-USER"], "DOCKER-USER"),
+        ([], "FORWARD"),
+        (["-A DOCKER-USER -j RETURN"], "FORWARD"),
+        (["-A FORWARD -i docker0 -j DOCKER-USER"], "FORWARD"),
+        (["-A FORWARD -j DOCKER-FORWARD", "-A DOCKER-FORWARD -j DOCKER-USER"], "FORWARD"),
+        (["-A FORWARD -j DROP", "-A FORWARD -j DOCKER-USER"], "FORWARD"),
+        (["-A INPUT -j DOCKER-USER"], "FORWARD"),
+    ],
+)
+def test_docker_s_own_chain_for_others_is_used_where_packets_come_to_it(rules: list[str], chain: str) -> None:
+    more = "".join(f":{name} - [0:0]\n" for name in ("DOCKER-USER", "DOCKER-FORWARD"))
+    head, _commit, _rest = EMPTY.rpartition("COMMIT\n")
+    tables = head + more + "".join(f"{rule}\n" for rule in rules) + "COMMIT\n"
+    here = observed(instance("web-1", [{"extport": 80}]), tables=tables)
+    made = nat.plan(HERE, here)
+    assert lines(made, "filter")[0] == f"-A {chain} -j MAGE-LXD-FWD"
+    assert not nat.plan(HERE, dataclasses.replace(here, tables=restored(here.tables, made.restores))).changed
 
 
 def test_incus_has_chains_of_its_own() -> None:
@@ -257,6 +283,10 @@ OTHER = (
         (OTHER.format("-d 198.51.100.7/32"), {"extport": 8080, "extif": "eth0"}, True),
         (OTHER.format("-d 198.51.100.7/32"), {"extport": 8080, "extif": "eth1"}, False),
         (OTHER.format("-d 192.0.2.77/32"), {"extport": 8080}, False),
+        (OTHER.format("-d 127.0.0.1/32"), {"extport": 8080}, False),
+        (OTHER.format("-d 127.0.0.0/8"), {"extport": 8080}, False),
+        (OTHER.format("-i lo"), {"extport": 8080}, False),
+        (OTHER.format("! -d 127.0.0.0/8"), {"extport": 8080}, True),
         (
             "-A DOCKER ! -i docker0 -p tcp -m tcp --dport 8080 -j DNAT --to-destination 172.17.0.2:80",
             {"extport": 8080},
@@ -293,6 +323,7 @@ def device(**options: str) -> Instance:
         ({"listen": "udp:0.0.0.0:8080"}, False),
         ({"listen": "unix:/run/x"}, False),
         ({"listen": "tcp:0.0.0.0:8080", "bind": "instance"}, False),
+        ({"listen": "tcp:127.0.0.1:8080"}, False),
     ],
 )
 def test_ports_that_a_proxy_device_has(listen: dict[str, str], taken: bool) -> None:
@@ -326,6 +357,13 @@ def test_ports_that_a_network_forward_has(forward: dict[str, t.Any], taken: bool
         ({"extport": 80}, {"extport": 80}, True),
         ({"extport": 80}, {"extport": 80, "proto": "udp"}, False),
         ({"extport": "80-90"}, {"extport": "85-99"}, True),
+        ({"extport": "80-300"}, {"extport": 200, "intport": 1}, True),
+        ({"extport": 80, "intport": 1}, {"extport": "80-300"}, True),
+        ({"extport": "80-300"}, {"extport": "290-400"}, True),
+        ({"extport": "80-300"}, {"extport": "301-600"}, False),
+        ({"extport": "80-300"}, {"extport": 301}, False),
+        ({"extport": "80-300", "extaddr": "198.51.100.7"}, {"extport": 200, "extaddr": "198.51.100.8"}, False),
+        ({"extport": "80-300"}, {"extport": "100-200", "proto": "udp"}, False),
         ({"extport": 80}, {"extport": 80, "extif": "enp9"}, True),
         ({"extport": 80, "extif": "eth0"}, {"extport": 80, "extif": "eth1"}, False),
         ({"extport": 80, "extif": "eth0"}, {"extport": 80, "extaddr": "198.51.100.8"}, True),
@@ -342,13 +380,120 @@ def test_two_that_ask_for_one_port(one: dict[str, t.Any], other: dict[str, t.Any
         found = [instance("a", [one], declared="a" in declared), instance("b", [other], declared="b" in declared)]
         if meet:
             (problem,) = problems(*found, host=host)
-            assert problem.startswith("default/b: nat[0]: ")
-            assert "default/a has it already (nat[0]: tcp port 80" in problem
+            told, holder = ("a", "b") if declared == "a" else ("b", "a")
+            assert problem.startswith(f"default/{told}: nat[0]: ")
+            assert f"default/{holder} has it already (nat[0]: tcp port " in problem
         else:
             assert not nat.plan(HERE, observed(*found, host=host)).warnings
 
 
 ANYWHERE = {"extport": 8080}
+GUESTS = dataclasses.replace(HERE, policy=Policy(frozenset({"guests"})))
+
+
+def published(*publishers: t.Any) -> nat.Observed:
+    """The host when these have their ports already."""
+    here = observed(*publishers)
+    return dataclasses.replace(here, tables=restored(here.tables, nat.plan(GUESTS, here).restores))
+
+
+def guest(name: str, *entries: dict[str, t.Any], **more: t.Any) -> t.Any:
+    return instance(name, list(entries), project="guests", restricted=True, **more)
+
+
+def web(*entries: dict[str, t.Any], **more: t.Any) -> t.Any:
+    return instance("web-1", list(entries), **more)
+
+
+def new(*entries: dict[str, t.Any], **more: t.Any) -> t.Any:
+    return instance("aaa", list(entries), **more)
+
+
+SPAN = {"extport": "8079-8081"}
+NOT_THERE = "default/aaa: nat[0]: tcp port 8080: default/web-1 has it already (nat[0]: tcp port 8080)"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "holder"),
+    [
+        ([web(ANYWHERE)], [web(ANYWHERE), new(ANYWHERE)], "web-1"),
+        ([web(ANYWHERE)], [web(ANYWHERE), new(SPAN)], "web-1"),
+        ([web(ANYWHERE)], [web({**ANYWHERE, "intport": 81}, address="10.0.3.77"), new(ANYWHERE)], "web-1"),
+        ([web(SPAN)], [web(SPAN), new(ANYWHERE)], "web-1"),
+        # A list that was changed by hand keeps what it has, and gets no more of others.
+        ([web(SPAN)], [web(ANYWHERE), new(ANYWHERE)], "web-1"),
+        ([web(ANYWHERE), new({"extport": 8081})], [web(ANYWHERE), new(SPAN)], "web-1"),
+        (
+            [web({**ANYWHERE, "extaddr": "198.51.100.8"}), new({**ANYWHERE, "extaddr": "198.51.100.7"})],
+            [web({**ANYWHERE, "extaddr": "198.51.100.8"}), new(ANYWHERE)],
+            "web-1",
+        ),
+        ([guest("zzz", ANYWHERE)], [guest("zzz", ANYWHERE), guest("aaa", ANYWHERE)], "zzz"),
+        # Whoever is trusted goes first, and so a guest keeps nothing that others want.
+        ([guest("zzz", ANYWHERE)], [guest("zzz", ANYWHERE), new(ANYWHERE)], "aaa"),
+        ([web(ANYWHERE)], [web(ANYWHERE), guest("aaa", ANYWHERE)], "web-1"),
+        ([], [web(ANYWHERE), guest("aaa", ANYWHERE)], "web-1"),
+        # Nobody has it: the default project, then the alphabet.
+        ([], [web(ANYWHERE), instance("aaa", [ANYWHERE], project="another")], "web-1"),
+        ([], [web(ANYWHERE), new(ANYWHERE)], "aaa"),
+        # What a run declares goes before what it does not, unless that is published.
+        ([web(ANYWHERE, declared=True)], [web(ANYWHERE, declared=True), new(ANYWHERE)], "web-1"),
+        ([], [web(ANYWHERE, declared=True), guest("aaa", ANYWHERE)], "web-1"),
+        ([guest("zzz", ANYWHERE)], [guest("zzz", ANYWHERE, declared=True), new(ANYWHERE)], "zzz"),
+    ],
+)
+def test_a_key_that_was_set_by_hand_takes_no_port_that_is_published(
+    before: list[t.Any], after: list[t.Any], holder: str
+) -> None:
+    here = dataclasses.replace(published(*before), publishers=tuple(after))
+    made = nat.plan(GUESTS, here)
+    assert [claim.owner.name for claim in made.claims] == [holder]
+    assert len(made.left_out) == 1
+    assert f"/{holder} has it already" in made.left_out[0].reason
+    backwards = dataclasses.replace(here, publishers=tuple(reversed(after)))
+    assert nat.plan(GUESTS, backwards) == made
+    again = nat.plan(GUESTS, dataclasses.replace(here, tables=restored(here.tables, made.restores)))
+    assert (again.changed, again.left_out) == (False, made.left_out)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "problem"),
+    [
+        ([web(ANYWHERE)], [web(ANYWHERE), new(ANYWHERE, declared=True)], NOT_THERE),
+        ([web(ANYWHERE)], [web(ANYWHERE, declared=True), new(ANYWHERE, declared=True)], NOT_THERE),
+        ([new({"extport": 99}), web(ANYWHERE)], [web(ANYWHERE), new(ANYWHERE, declared=True)], NOT_THERE),
+        ([], [web(ANYWHERE), new(ANYWHERE, declared=True)], NOT_THERE),
+        (
+            [guest("zzz", ANYWHERE)],
+            [guest("zzz", ANYWHERE), web(ANYWHERE, declared=True)],
+            "default/web-1: nat[0]: tcp port 8080: guests/zzz has it already (nat[0]: tcp port 8080)",
+        ),
+        (
+            [],
+            [guest("zzz", ANYWHERE, declared=True), web(ANYWHERE)],
+            "guests/zzz: nat[0]: tcp port 8080: default/web-1 has it already (nat[0]: tcp port 8080)",
+        ),
+    ],
+)
+def test_what_is_declared_and_would_take_a_port_from_another_is_an_error_that_names_both(
+    before: list[t.Any], after: list[t.Any], problem: str
+) -> None:
+    here = dataclasses.replace(published(*before), publishers=())
+    for publishers in (after, after[::-1]):
+        with pytest.raises(InvalidInput) as error:
+            nat.plan(GUESTS, dataclasses.replace(here, publishers=tuple(publishers)))
+        assert error.value.problems == (problem,)
+
+
+def test_a_declared_port_that_two_others_have_names_both() -> None:
+    here = published(web({"extport": 80}), instance("web-2", [{"extport": 82}]))
+    found = dataclasses.replace(here, publishers=(*here.publishers, new({"extport": "80-82"}, declared=True)))
+    with pytest.raises(InvalidInput) as error:
+        nat.plan(HERE, found)
+    assert [text.partition(" has it already")[0].split()[-1] for text in error.value.problems] == [
+        "default/web-1",
+        "default/web-2",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -373,6 +518,12 @@ ANYWHERE = {"extport": 8080}
             "these interfaces only: eth1",
         ),
         (Policy(interfaces=("eth1",)), instance("a", [{**ANYWHERE, "extif": "eth0"}]), "these interfaces only: eth1"),
+        (
+            Policy(interfaces=("eth1",)),
+            instance("a", [{**ANYWHERE, "extif": "eth1", "extaddr": "198.51.100.7"}]),
+            "these interfaces only: eth1",
+        ),
+        (Policy(interfaces=("eth1",)), instance("a", [{**ANYWHERE, "extif": "eth1", "extaddr": "203.0.113.7"}]), ""),
         (Policy(interfaces=("eth1",)), instance("a", [ANYWHERE]), "these interfaces only: eth1"),
     ],
 )
@@ -483,16 +634,37 @@ def test_a_host_without_iptables_is_refused() -> None:
     assert not nat.plan(HERE, dataclasses.replace(here, publishers=())).changed
 
 
-@pytest.mark.parametrize(
-    ("remote", "here"),
-    [("", True), ("localhost", True), ("198.51.100.7", True), ("198.51.100.99", False), ("x", False)],
-)
-def test_a_server_elsewhere_publishes_nothing_here(remote: str, here: bool) -> None:
-    web = instance("a", [{"extport": 80}])
-    if here:
-        assert nat.plan(HERE, observed(web, remote=remote)).changed
-    else:
-        assert f"endpoint: {remote} is not this host" in problems(web, remote=remote)[0]
+def test_a_server_elsewhere_publishes_nothing_here_and_undoes_nothing() -> None:
+    here = observed(instance("a", [{"extport": 80}]))
+    published = restored(here.tables, nat.plan(HERE, here).restores)
+
+    def there(*publishers: t.Any) -> nat.Observed:
+        return dataclasses.replace(observed(*publishers, remote="lxd-1.example.org"), tables=published)
+
+    told = "endpoint: lxd-1.example.org is not this host"
+    for desired, one in ((HERE, instance("a", [{"extport": 80}], declared=True)), (Desired(present=False), None)):
+        with pytest.raises(InvalidInput, match=told):
+            nat.plan(desired, there(*[one] if one else []))
+    asked = nat.plan(HERE, there(instance("b", [{"extport": 80}])))
+    assert asked.warnings[0].startswith(told)
+    idle = nat.plan(HERE, there(instance("b", [], declared=True)))
+    assert not asked.changed
+    assert (idle.changed, idle.warnings) == (False, ())
+
+
+@pytest.mark.parametrize("present", [True, False])
+def test_for_a_server_elsewhere_this_hosts_firewall_is_not_read(present: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused() -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(iptables.commands, "read_tables", refused)
+    store = Store()
+    for endpoint, read in (("https://198.51.100.99:8443", False), ("unix:///socket", True)):
+        context: t.Any = types.SimpleNamespace(
+            driver=MemoryDriver(store), server=ServerOptions(endpoint), check_mode=False
+        )
+        with pytest.raises(PermissionError) if read else contextlib.nullcontext():
+            assert iptables.observe(Desired(present=present), context).remote == "198.51.100.99"
 
 
 def test_warnings_of_the_host() -> None:

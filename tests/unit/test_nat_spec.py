@@ -54,7 +54,7 @@ def test_what_is_meant(raw: object, entries: list[dict[str, t.Any]]) -> None:
 @pytest.mark.parametrize(
     ("raw", "problem"),
     [
-        ({"extport": 80}, "nat: {"),
+        ({"extport": 80}, 'nat: {"extport": 80}: must be a list, such as [{extport: 8080, intport: 80}]'),
         ([80], "nat[0]: 80: must be a mapping"),
         ([{}], "nat[0].extport: missing"),
         ([{"intport": 80}], "nat[0].extport: missing"),
@@ -70,7 +70,10 @@ def test_what_is_meant(raw: object, entries: list[dict[str, t.Any]]) -> None:
         ([{"extport": 80, "extif": "eth0+"}], "nat[0].extif"),
         ([{"extport": 80, "extif": "a very long name of it"}], "nat[0].extif"),
         ([{"extport": 80, "extif": "$(id)"}], "nat[0].extif"),
-        ([{"extport": 80, "extaddr": "192.0.2.1/24"}], "nat[0].extaddr"),
+        (
+            [{"extport": 80, "extaddr": "192.0.2.1/24"}],
+            'extaddr: "192.0.2.1/24": must be an IPv4 address without prefix length, such as 192.0.2.10',
+        ),
         ([{"extport": 80, "extaddr": "2001:db8::1"}], 'nat[0].extaddr: "2001:db8::1": must be an IPv4 address'),
         ([{"extport": 80, "extaddr": "127.0.0.1"}], 'nat[0].extaddr: "127.0.0.1": must be an address that other'),
         ([{"extport": 80, "extaddr": "224.0.0.1"}], "nat[0].extaddr"),
@@ -143,6 +146,32 @@ def test_the_parameters() -> None:
     assert desired.policy == spec.Policy(frozenset({"a"}), (PortRange(80, 80), PortRange(8000, 8010)), ("eth0",))
     assert (desired.persist, desired.present) == (True, False)
     assert spec.parse({"persist": "auto", "state": "present"}, "default") == spec.Desired()
+
+
+@pytest.mark.parametrize(
+    ("policy", "problems"),
+    [
+        (None, []),
+        ({}, []),
+        ({"ports": [80, "443"], "interfaces": [], "projects": None}, []),
+        ([], ["nat_policy: []: must be a mapping with the keys interfaces, ports, projects"]),
+        (
+            {"projcts": ["a"], "ports": "80", "interfaces": [7], "projects": "a"},
+            [
+                "nat_policy.projcts: unknown key (did you mean projects?)",
+                'nat_policy.projects: "a": must be a list, such as [customer-a]',
+                'nat_policy.ports: "80": must be a list, such as [80, 8000-8999]',
+                "nat_policy.interfaces[0]: 7: must be the name of a network interface, such as enp3s0",
+            ],
+        ),
+        ({"projects": [1]}, ["nat_policy.projects[0]: 1: must be text of one line, at most 4096 characters"]),
+    ],
+)
+def test_all_mistakes_in_the_policy_come_together(policy: object, problems: list[str]) -> None:
+    raw = {"nat_policy": policy, "declared": [{"project": "default", "name": 1, "status": ""}]}
+    with pytest.raises(InvalidInput) as error:
+        spec.parse(raw, "default")
+    assert list(error.value.problems[1:]) == problems
 
 
 def test_bad_parameters_are_told_with_their_path() -> None:

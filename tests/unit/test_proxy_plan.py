@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ansible_collections.mage.lxd.plugins.module_utils import _keys
+from ansible_collections.mage.lxd.plugins.module_utils import _hosts, _keys
 from ansible_collections.mage.lxd.plugins.module_utils._errors import InvalidInput, MageError
 from ansible_collections.mage.lxd.plugins.module_utils._proxy import plan, render, spec
 from ansible_collections.mage.lxd.plugins.module_utils._server.published import Publisher
@@ -109,9 +109,121 @@ def test_a_mistake_is_an_error_where_it_is_declared_and_else_left_out(second: Pu
     assert reason in caught.value.problems[0]
 
 
-def test_what_is_declared_goes_before_what_is_not() -> None:
-    made = planned(WEB_A, publisher("web-b", route("a.example.org", port=81), declared=True))
-    assert served(made) == {"a.example.org/": ["10.64.0.98:81"]}
+def web(name: str, port: int = 80, **fields: t.Any) -> Publisher:
+    return publisher(name, route("a.example.org", port=port), **fields)
+
+
+def guest(name: str, **fields: t.Any) -> Publisher:
+    return web(name, project="p", restricted=True, **fields)
+
+
+GUESTS = dataclasses.replace(DESIRED, policy=spec.Policy(frozenset({"p"})))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "holder"),
+    [
+        # A key that was set by hand takes no route that is served.
+        ([web("web-b")], [web("web-b"), web("web-a", 81)], "default/web-b"),
+        ([web("web-b"), web("web-c")], [web("web-b", 81), web("web-c")], "default/web-c"),
+        ([web("web-b")], [web("web-b", 82), web("web-a", 81)], "default/web-b"),
+        ([web("web-b")], [web("web-b"), web("web-a", project="another")], "default/web-b"),
+        ([guest("web-b")], [guest("web-b"), web("web-c")], "default/web-c"),
+        ([web("web-b")], [web("web-b"), guest("web-a")], "default/web-b"),
+        ([], [web("web-b"), web("web-a", 81)], "default/web-a"),
+        ([], [web("web-b"), web("web-a", project="another")], "default/web-b"),
+        # What a run declares and has is not lost to a key that was set by hand, nor are names to a guest.
+        ([web("web-b")], [web("web-b", declared=True), web("web-a", 81)], "default/web-b"),
+        ([guest("web-b")], [guest("web-b"), web("web-c", declared=True)], "default/web-c"),
+    ],
+)
+def test_a_route_stays_with_whom_it_is_served_for(before: list[Publisher], after: list[Publisher], holder: str) -> None:
+    live = carry_out(planned(*before, desired=GUESTS)) if before else EMPTY
+    for publishers in (after, after[::-1]):
+        made = planned(*publishers, live=live, desired=GUESTS)
+        assert plan.present(made)["vhosts"][0]["instances"] == [holder]
+        assert holder in made.left_out[0].reason
+        again = planned(*publishers, live=carry_out(made), desired=GUESTS)
+        assert (again.changes, again.left_out) == ((), made.left_out)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "problem"),
+    [
+        (
+            [web("web-a")],
+            [web("web-a"), web("web-b", 81, declared=True)],
+            "default/web-b: a.example.org/: default/web-a has it already: ",
+        ),
+        (
+            [],
+            [web("web-a", declared=True), web("web-b", 81)],
+            "default/web-a: a.example.org/: default/web-b has it already: ",
+        ),
+        (
+            [web("web-a")],
+            [web("web-a", 81, declared=True), web("web-b", 82, declared=True)],
+            "default/web-b: a.example.org/: default/web-a has it already: ",
+        ),
+        (
+            [web("web-a"), web("web-b")],
+            [web("web-a", 81, declared=True), web("web-b")],
+            "default/web-a: a.example.org/: default/web-b has it already: ",
+        ),
+        (
+            [],
+            [guest("web-a", declared=True), web("web-b")],
+            "p/web-a: a.example.org: project default publishes that name, with default/web-b",
+        ),
+    ],
+)
+def test_what_is_declared_and_would_take_a_route_from_another_is_an_error_that_names_both(
+    before: list[Publisher], after: list[Publisher], problem: str
+) -> None:
+    live = carry_out(planned(*before, desired=GUESTS)) if before else EMPTY
+    for publishers in (after, after[::-1]):
+        with pytest.raises(InvalidInput) as caught:
+            planned(*publishers, live=live, desired=GUESTS)
+        assert [text[: len(problem)] for text in caught.value.problems] == [problem]
+
+
+def test_two_playbooks_that_declare_one_route_do_not_flip_the_proxy() -> None:
+    live = carry_out(planned(web("web-a", declared=True)))
+    with pytest.raises(InvalidInput, match=r"default/web-b: a\.example\.org/: default/web-a has it already"):
+        planned(web("web-a"), web("web-b", 81, declared=True), live=live)
+    made = planned(web("web-a", declared=True), web("web-b", 81), live=live)
+    assert (made.files, [one.instance for one in made.left_out]) == (live.files, ["default/web-b"])
+
+
+NAMED: dict[str, t.Any] = {"hostnames": ["db.example.org", "web-b"]}
+
+
+@pytest.mark.parametrize("declared", ["", "a", "c", "ac"])
+def test_a_hostname_has_one_holder_on_the_host_and_in_the_proxy_whosever_run_it_is(declared: str) -> None:
+    found = [
+        publisher("web-c", **NAMED, declared="c" in declared),
+        publisher("web-a", **NAMED, project="p", declared="a" in declared),
+        publisher("web-b"),
+        publisher("web-0", **NAMED, project="a", restricted=True),
+    ]
+    entries, warnings = _hosts.entries(found, {"a"})
+    assert [(entry.address, entry.names) for entry in entries] == [
+        ("10.64.0.98", ("web-b",)),
+        ("10.64.0.99", ("web-c", "db.example.org")),
+        ("10.64.0.48", ("web-0",)),
+        ("10.64.0.97", ("web-a",)),
+    ]
+    assert len(warnings) == 5
+    by_hand = [dataclasses.replace(one, declared=False) for one in found]
+    policy = dataclasses.replace(DESIRED, policy=spec.Policy(frozenset({"a"})))
+    made = planned(*by_hand, desired=policy)
+    lines = made.hosts.splitlines()[3:-1]
+    assert sorted(lines) == sorted(f"{one.address} {name}" for one in entries for name in one.names)
+    if declared:
+        with pytest.raises(InvalidInput) as caught:
+            planned(*found, desired=policy)
+        told = "p/web-a: hostname db.example.org is that of default/web-c"
+        assert (told in caught.value.problems) == ("a" in declared)
 
 
 def test_a_copy_publishes_nothing() -> None:
@@ -136,6 +248,38 @@ def test_a_restricted_project_publishes_itself_and_no_name_of_others() -> None:
     assert set(served(made)) == {"a.example.org/", "c.example.org/"}
     assert len(made.left_out) == 3
     assert set(served(planned(WEB_A, guest))) == {"a.example.org/"}
+
+
+@pytest.mark.parametrize(
+    ("own", "theirs"),
+    [
+        ("*.shop.example.org", "login.shop.example.org"),
+        ("*.example.org", "login.shop.example.org"),
+        ("*.example.org", "*.shop.example.org"),
+        ("login.shop.example.org", "*.shop.example.org"),
+        ("login.shop.example.org", "*.example.org"),
+    ],
+)
+def test_a_restricted_project_gets_between_no_name_and_its_asterisk(own: str, theirs: str) -> None:
+    def of_another(name: str, restricted: bool) -> Publisher:
+        return publisher("web-c", route(name), project="p", restricted=restricted)
+
+    mine = publisher("web-b", route(own))
+    made = planned(mine, of_another(theirs, True), desired=GUESTS)
+    assert set(served(made)) == {f"{own}/"}
+    (left,) = made.left_out
+    assert left.reason == f"{theirs}: project default publishes {own}, with default/web-b"
+    assert set(served(planned(mine, of_another(theirs, False)))) == {f"{own}/", f"{theirs}/"}
+    assert not planned(mine, of_another("shop.example.com", True), desired=GUESTS).left_out
+
+
+def test_no_restricted_project_decides_where_a_pass_leads() -> None:
+    made = planned(
+        publisher("web-a", {"name": "1", "pass": "https://api.example.net"}, {"name": "2", "pass": "http://web-b"}),
+        publisher("web-b", hostnames=["api.example.net"], project="p", restricted=True),
+        desired=GUESTS,
+    )
+    assert served(made) == {"1/": ["api.example.net:443"], "2/": ["web-b:80"]}
 
 
 def test_pass_by_name_goes_to_the_instance_and_else_is_looked_up_while_nginx_runs() -> None:

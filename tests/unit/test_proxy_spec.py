@@ -132,6 +132,27 @@ def test_all_mistakes_of_the_parameters_come_together() -> None:
     with pytest.raises(InvalidInput) as caught:
         spec.parse(params, "default")
     assert [text.partition(":")[0] for text in caught.value.problems] == ["instance", "config_dir", "declared[0]"]
+    params["proxy_policy"] = {"alow_raw": True, "projects": "shop"}
+    with pytest.raises(InvalidInput) as caught:
+        spec.parse(params, "default")
+    assert caught.value.problems[3:] == (
+        "proxy_policy.alow_raw: unknown key (did you mean allow_raw?)",
+        'proxy_policy.projects: "shop": must be a list, such as [shop]',
+    )
+
+
+@pytest.mark.parametrize(
+    ("raw", "policy"),
+    [
+        (None, spec.Policy()),
+        ({}, spec.Policy()),
+        ({"projects": ["shop"], "allow_raw": "yes"}, spec.Policy(frozenset({"shop"}), True)),
+        ({"allow_raw": False}, spec.Policy()),
+    ],
+)
+def test_the_policy(raw: object, policy: spec.Policy) -> None:
+    params = {"instance": "a", "config_dir": "/etc/nginx", "declared": [], "proxy_policy": raw, "install": True}
+    assert spec.parse(params, "default").policy == policy
 
 
 @given(st.text(max_size=30), st.sampled_from(HARMFUL), st.text(max_size=30))

@@ -113,6 +113,49 @@ def test_a_file_of_the_controller_is_written_by_one_host_at_a_time(role: str) ->
 
 
 @pytest.mark.parametrize(
+    ("flavor", "distribution", "unit"),
+    [
+        ("lxd", "debian", "lxd"),
+        ("lxd", "ubuntu", "snap.lxd.daemon"),
+        ("incus", "debian", "incus"),
+        ("incus", "ubuntu", "incus"),
+    ],
+)
+def test_the_daemon_is_asked_for_by_the_name_of_its_unit(flavor: str, distribution: str, unit: str) -> None:
+    loader = DataLoader()
+    internal = loader.load_from_file(str(ROLES / "lxd_host/vars/main.yml"), **TRUSTED)
+    said = {"lxd_host_flavor": flavor, "__lxd_host_found": {"distribution": distribution}}
+    templar = template.Templar(loader, variables={**internal, **said})
+    assert templar.template(internal["__lxd_host_service"]) == unit
+    services = [task for _file, task in tasks("lxd_host") if "ansible.builtin.systemd_service" in task]
+    assert services
+    assert {task["ansible.builtin.systemd_service"]["name"] for task in services} == {"{{ __lxd_host_service }}"}
+
+
+@pytest.mark.parametrize(
+    ("lacks", "python", "expected"),
+    [
+        ({}, True, True),
+        ({"server": None}, True, False),
+        ({"preseed": {"networks": []}}, True, False),
+        ({"python": {"missing": ["netaddr"]}}, True, False),
+        # Whoever brings it some other way has said so.
+        ({"python": {"missing": ["netaddr"]}}, False, True),
+        ({"packages": ["iptables", "zstd"]}, True, False),
+        ({"packages": ["zstd"]}, True, True),
+    ],
+)
+def test_a_plan_is_made_where_there_is_what_the_modules_need(
+    lacks: dict[str, t.Any], python: bool, expected: bool
+) -> None:
+    loader = DataLoader()
+    internal = loader.load_from_file(str(ROLES / "lxd_host/vars/main.yml"), **TRUSTED)
+    found = {"server": {"socket": "/s"}, "preseed": {}, "python": {"missing": []}, "packages": [], **lacks}
+    templar = template.Templar(loader, variables={**internal, "lxd_host_python": python, "__lxd_host_found": found})
+    assert templar.template(internal["__lxd_host_can_plan"]) is expected
+
+
+@pytest.mark.parametrize(
     ("items", "defaults", "proxied"),
     [
         ([{"name": "a"}], {}, False),

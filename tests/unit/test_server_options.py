@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.mage.lxd.plugins.module_utils._errors import InvalidInput
+from ansible_collections.mage.lxd.plugins.module_utils._errors import InvalidInput, NotHere
 from ansible_collections.mage.lxd.plugins.module_utils._server import options, ssh
+from ansible_collections.mage.lxd.plugins.module_utils._server import sockets as sockets_module
 
 PIN = "ab" * 32
 UNIX = "unix:///s"
@@ -73,6 +74,7 @@ def test_what_is_left_out_has_defaults(home: Path) -> None:
         ({"endpoint": "ssh://root@host:2222"}, "endpoint", "ssh://root@host:2222"),
         ({"endpoint": "https://[2001:db8::1]:8443"}, "endpoint", "https://[2001:db8::1]:8443"),
         ({"endpoint": UNIX, "via": "outer"}, "via", ("outer",)),
+        ({"endpoint": UNIX, "via": "outer, middle"}, "via", ("outer", "middle")),
         ({"endpoint": UNIX, "via": ["outer", "middle"]}, "shown", "unix:///s via outer via middle"),
         ({"endpoint": UNIX, "via": ["outer"]}, "socket_path", None),
         ({"endpoint": UNIX}, "socket_path", "/s"),
@@ -141,6 +143,25 @@ def test_every_problem_is_told_at_once(home: Path) -> None:
     assert [text.partition(":")[0].partition(",")[0] for text in found] == fields.split()
     assert NO_PAIR in found
     assert "s3cret" not in str(found)
+
+
+@pytest.mark.parametrize(
+    ("params", "kind"),
+    [
+        ({"endpoint": "lxc:nope"}, NotHere),
+        ({"endpoint": "lxc:images"}, NotHere),
+        ({"endpoint": UNIX, "server_cert": "/none"}, NotHere),
+        ({"endpoint": "https://x", "client_cert": "/none", "client_key": "/none"}, NotHere),
+        ({"endpoint": "ftp://x"}, InvalidInput),
+        ({"endpoint": "lxc:nope", "timeout": 0}, InvalidInput),
+    ],
+)
+def test_what_is_not_there_is_told_apart_from_what_cannot_be_meant(
+    home: Path, params: dict[str, t.Any], kind: type
+) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        parse(home, **params)
+    assert isinstance(refused.value, NotHere) == (kind is NotHere)
 
 
 def test_a_token_is_in_no_representation() -> None:
@@ -309,3 +330,21 @@ def test_a_name_in_the_configuration_of_ssh_keeps_its_capitals(
     tmp_path.chmod(0o700)
     monkeypatch.setattr(ssh, "_folder", lambda options: str(tmp_path))
     assert ssh.place_of(options.ServerOptions(endpoint)).ssh()[-1] == host
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "machine"),
+    [
+        ("unix:///var/lib/lxd/unix.socket", ""),
+        ("https://localhost:8443", ""),
+        ("https://127.0.0.1:8443", ""),
+        ("https://[::1]:8443", ""),
+        ("https://198.51.100.99:8443", "198.51.100.99"),
+        ("https://no-such-host.invalid:8443", "no-such-host.invalid"),
+        ("ssh://ops@198.51.100.99", "198.51.100.99"),
+    ],
+)
+def test_a_server_is_on_this_machine_or_elsewhere(endpoint: str, machine: str) -> None:
+    assert sockets_module.elsewhere(options.ServerOptions(endpoint)) == machine
+    inside = options.ServerOptions(endpoint, via=("outer",))
+    assert sockets_module.elsewhere(inside) == inside.shown

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import resource
 import socket
 import tempfile
 import threading
@@ -28,6 +30,24 @@ from ansible_collections.mage.lxd.plugins.module_utils._server import (
     transport,
 )
 from ansible_collections.mage.lxd.plugins.module_utils._server.options import ServerOptions
+from ansible_collections.mage.lxd.tests.unix_server import UnixServer
+
+
+def test_what_makes_a_bridge_may_ask_for_it_itself() -> None:
+    """As the way of an ssh login with sudo does."""
+    registry, options = bridge.Registry(), ServerOptions("ssh://x")
+    ours, theirs = socket.socketpair()
+
+    def make() -> socket.socket:
+        return registry.socket(options, lambda: ours)
+
+    found: list[socket.socket] = []
+    thread = threading.Thread(target=lambda: found.append(registry.socket(options, make)), daemon=True)
+    thread.start()
+    thread.join(10)
+    assert found == [ours]
+    for one in (ours, theirs):
+        one.close()
 
 
 class Sockets:
@@ -99,6 +119,67 @@ def test_a_bridge_that_fails_is_over() -> None:
     assert trunk.closed.wait(5)
 
 
+def far_end(sock: socket.socket) -> None:
+    """Opens every stream that it is asked for."""
+    held: list[socket.socket] = []
+
+    def connect() -> socket.socket:
+        held.append(socket.socketpair()[0])
+        return held[-1]
+
+    made = mux.Mux(mux.Pipes(sock.fileno(), sock.fileno()), connect)
+    with sock, contextlib.suppress(EOFError, OSError):
+        while True:
+            made.turn()
+    made.close()
+
+
+def test_who_comes_as_a_bridge_ends_of_itself_gets_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has decided to end, and still takes who comes."""
+    monkeypatch.setattr(bridge, "IDLE", 0.1)
+    monkeypatch.setattr(bridge, "_POLL", 0.05)
+    decided, come = threading.Event(), threading.Event()
+    finish = bridge.Bridge._finish
+
+    def late(self: bridge.Bridge) -> None:
+        if not come.is_set():
+            decided.set()
+            come.wait(5)
+        finish(self)
+
+    monkeypatch.setattr(bridge.Bridge, "_finish", late)
+    trunks: list[socket.socket] = []
+
+    def make() -> bridge.Bridge:
+        near, far = socket.socketpair()
+        threading.Thread(target=far_end, args=(far,), daemon=True).start()
+        trunks.append(near)
+        return bridge.Bridge(Sockets(near))
+
+    registry, options = bridge.Registry(), ServerOptions("unix:///x", via=("outer",))
+    registry.socket(options, make).close()
+    assert decided.wait(5)
+    threading.Timer(0.2, come.set).start()
+    registry.socket(options, make).close()
+    assert len(trunks) == 2
+    for trunk in trunks:
+        trunk.close()
+
+
+def test_bridges_that_end_as_they_are_asked_are_not_made_for_ever() -> None:
+    made: list[bridge.Bridge] = []
+
+    def make() -> bridge.Bridge:
+        ours, theirs = socket.socketpair()
+        theirs.close()
+        made.append(bridge.Bridge(Sockets(ours, EOFError("closed"))))
+        return made[-1]
+
+    with pytest.raises(OSError, match="the bridge to it is gone"):
+        bridge.Registry().socket(ServerOptions("unix:///x", via=("outer",)), make)
+    assert len(made) <= 3
+
+
 def test_a_relay_has_a_short_path_wherever_temporary_files_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     deep = tmp_path / ("x" * 100)
     deep.mkdir()
@@ -107,6 +188,53 @@ def test_a_relay_has_a_short_path_wherever_temporary_files_are(tmp_path: Path, m
     assert Path(made.path).is_socket()
     made.close()
     assert not Path(made.path).parent.exists()
+
+
+def test_a_relay_carries_bytes_by_descriptors_of_any_number() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 1200), hard))
+    client, near = socket.socketpair()
+    far, server = socket.socketpair()
+    high = [socket.socket(fileno=fcntl.fcntl(one, fcntl.F_DUPFD, 1100)) for one in (near, far)]
+    near.close()
+    far.close()
+    client.settimeout(5)
+    try:
+        thread = threading.Thread(target=relay._pump, args=high, daemon=True)
+        thread.start()
+        server.sendall(b"hello")
+        assert client.recv(5) == b"hello"
+        client.sendall(b"there")
+        assert server.recv(5) == b"there"
+        client.close()
+        thread.join(5)
+        assert not thread.is_alive()
+    finally:
+        for one in (client, server, *high):
+            one.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_relay_speaks_to_the_server_when_its_client_does(tmp_path: Path) -> None:
+    """A server takes no other connection while one is silent."""
+
+    class Echo(UnixServer):
+        def serve(self, sock: socket.socket) -> None:
+            with sock:
+                sock.sendall(sock.recv(10))
+
+    server = Echo(tmp_path / "socket")
+    made = relay.Relay(ServerOptions(f"unix://{tmp_path}/socket"))
+    with (
+        contextlib.closing(made),
+        sockets.connect_unix(made.path, 5) as silent,
+        sockets.connect_unix(made.path, 5) as one,
+    ):
+        one.sendall(b"hello")
+        assert one.recv(10) == b"hello"
+        assert server.connections == 1
+        silent.sendall(b"there")
+        assert silent.recv(10) == b"there"
 
 
 def test_a_client_that_is_not_trusted_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,8 +60,16 @@ def advice(texts: t.Iterable[str]) -> str:
     return ""
 
 
+# What asking for the state of an instance leaves in its log, what every start does, and what comes after a cause.
+_NOISE = re.compile(r"\s(WARN\s+(attach|cgfsng)|ERROR\s+(af_unix|commands))\s+-\s")
+_LEVEL = re.compile(r"\s(TRACE|DEBUG|INFO|NOTICE|WARN|ERROR|CRIT|ALERT|FATAL)\s+\S+\s+-\s\S+\.c:")
+_ERROR = re.compile(r"\s(ERROR|CRIT|ALERT|FATAL)\s")
+
+
 def last_lines(raw: bytes, count: int = 5) -> list[str]:
-    """The last lines of a console or a log that say anything."""
+    """The last lines of a console or a log that say anything. Of those with a level, errors come before warnings."""
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", raw.decode("utf-8", "replace"))
     lines = ["".join(char for char in line if char.isprintable()).strip() for line in text.splitlines()]
-    return [line for line in lines if line][-count:]
+    lines = [line for line in lines if line and not _NOISE.search(line)]
+    errors = [line for line in lines if not _LEVEL.search(line) or _ERROR.search(line)]
+    return (errors or lines)[-count:]

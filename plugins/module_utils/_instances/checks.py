@@ -12,30 +12,32 @@ import typing as t
 
 from .. import _keys
 from .._server.snapshot import Instance
-from .._values import Problems, nearest, show
+from .._values import Problems, nearest
 from . import images
 from .observed import Observed
 from .prune import PROTECTION, is_protected
 from .spec import InstanceSpec
-from .update import origin, recorded
+from .update import is_its_uuid, origin, recorded
 
 # Of an instance whose creation a server has begun and not ended: it was never started, and is not set up for its start.
 _NEVER = ("1970-", "0001-")
+# What an instance has that was made: the first until its first start, the second since. One that was moved to another
+# pool may have lost the first and the date of its last start, but not both of them.
+_ONCE_MADE = {"volatile.apply_template", "volatile.last_state.power"}
 
 
 def check_new(
     item: InstanceSpec,
     observed: Observed,
     declared: t.Container[str],
-    check_mode: bool,
     problems: Problems,
-    warnings: list[str],
+    missing: Problems,
 ) -> None:
-    """What an item needs that does not exist yet."""
+    """What an item needs that does not exist yet. ``missing`` takes what an earlier step may be going to bring."""
     if item.copy_of:
-        _check_source(item, observed, declared, check_mode, problems, warnings)
+        _check_source(item, observed, declared, problems, missing)
     else:
-        _check_image(item, observed, check_mode, problems, warnings)
+        _check_image(item, observed, problems, missing)
     check_profiles(item, observed, problems)
 
 
@@ -43,36 +45,34 @@ def _check_source(
     item: InstanceSpec,
     observed: Observed,
     declared: t.Container[str],
-    check_mode: bool,
     problems: Problems,
-    warnings: list[str],
+    missing: Problems,
 ) -> None:
     name = item.copy_of.name if item.copy_of else ""
     if name not in declared and observed.snapshot.find(item.project, name) is None:
         known = nearest(name, [one.name for one in observed.snapshot.instances])
-        told = f"{item.path}.copy_of: {show(str(item.copy_of))}: there is no instance {name}{known}"
-        if check_mode:
-            warnings.append(told)
-        else:
-            problems.add_text(told)
+        missing.add(f"{item.path}.copy_of", str(item.copy_of), f"there is no instance {name}{known}")
+    elif item.copy_of and item.copy_of.snapshot:
+        _check_snapshot(item, item.copy_of, observed, problems)
 
 
-def _check_image(
-    item: InstanceSpec, observed: Observed, check_mode: bool, problems: Problems, warnings: list[str]
-) -> None:
+def _check_snapshot(item: InstanceSpec, source: images.CopyOf, observed: Observed, problems: Problems) -> None:
+    if observed.snapshot.find(item.project, source.name) is None:
+        told = f"{source.name} is yet to be made, and has no snapshots then"
+        problems.add(f"{item.path}.copy_of", str(source), told)
+    elif source.snapshot not in observed.snapshots.get(source.name, {}):
+        known = sorted(observed.snapshots.get(source.name, {}))
+        hint = nearest(source.snapshot, known) or (f"; there are {', '.join(known)}" if known else "; there are none")
+        problems.add(f"{item.path}.copy_of", str(source), f"{source.name} has no such snapshot{hint}")
+
+
+def _check_image(item: InstanceSpec, observed: Observed, problems: Problems, missing: Problems) -> None:
     path = f"{item.path}.image"
     if item.image is None:
         problems.add_text(f"{path}: missing: {item.name} does not exist, and an image is needed to create it")
     elif images.source(item.image, observed.images) is None:
-        aliases = sorted(one for one in observed.images if len(one) != 64)
-        hint = nearest(str(item.image), aliases) or (
-            "; there are " + ", ".join(aliases) if aliases else "; there are none"
-        )
-        told = f"{path}: {show(str(item.image))}: no image on the server has this alias{hint}"
-        if check_mode:
-            warnings.append(told)
-        else:
-            problems.add_text(told + ". lxd_host_images of the role mage.lxd.lxd_host brings images")
+        why = images.why_not(item.image, observed.images)
+        missing.add(path, str(item.image), f"{why}. lxd_host_images of the role mage.lxd.lxd_host brings images")
 
 
 def renamed(instances: t.Iterable[Instance]) -> dict[str, Instance]:
@@ -88,8 +88,8 @@ def renamed(instances: t.Iterable[Instance]) -> dict[str, Instance]:
 def check_renamed(item: InstanceSpec, other: Instance, problems: Problems, warnings: list[str]) -> None:
     """What bears the keys of an instance that is not there is that one under a new name, or a copy of it."""
     record = _keys.of_another(other.config, _keys.MANAGED, other.project, other.name)
-    uuid = record.get("uuid") if isinstance(record, dict) else None
-    if uuid and uuid == other.config.get("volatile.uuid") and not item.recreate:
+    kept = record.get("uuid") if isinstance(record, dict) else None
+    if kept and is_its_uuid(kept, other) and not item.recreate:
         told = (
             f"has been renamed to {other.name}: rename it back, declare {other.name}, or recreate: true for a new one"
         )
@@ -175,7 +175,22 @@ def _plain(text: str) -> str:
     return base if slash and last in images.ARCHITECTURES else text
 
 
-def is_unfinished(existing: Instance) -> bool:
-    """Whether a server has begun to make an instance for us and was stopped on the way: it has no content."""
+def is_unfinished(item: InstanceSpec, existing: Instance) -> bool:
+    """Whether it looks as if a server had begun to make this instance for us and was stopped on the way. Whether it has
+    content is not known yet."""
+    label = f"{item.project}/{item.name}"
+    # The record of a copy that is not finished is still that of what it is a copy of.
+    ours = {label, f"{item.project}/{item.copy_of.name}"} if item.copy_of else {label}
     fresh = existing.last_used.startswith(_NEVER) and existing.status == "Stopped"
-    return fresh and bool(recorded(existing)) and "volatile.apply_template" not in existing.config
+    return fresh and _keys.whose(existing.config, _keys.MANAGED) in ours and not _ONCE_MADE & set(existing.config)
+
+
+TOLD_IN_DOUBT = (
+    "its creation seems to have been interrupted, but there is something in it, or the server cannot tell: nothing is "
+    "deleted. If it is whole, start it once by hand; else delete it (state: absent)"
+)
+
+
+def told_unfinished(item: InstanceSpec) -> str:
+    """What is told of one that looks so, before it is made anew."""
+    return f"{item.label}: its creation seems to have been interrupted, and nothing to be in it: it is made anew"

@@ -16,19 +16,65 @@ from .._values import Problems, boolean, canonical_json, mapping, show
 from . import instance_types, values
 
 # Config whose values may be secrets: shown only as changed.
-HIDDEN = ("environment.", "cloud-init.", "user.user-data", "user.vendor-data", "user.network-config")
+HIDDEN = (
+    "environment.",
+    "cloud-init.",
+    "raw.lxc",
+    "raw.qemu",
+    "user.meta-data",
+    "user.network-config",
+    "user.user-data",
+    "user.vendor-data",
+)
 # Short words that are true or false.
 SWITCHES = {"privileged": "security.privileged", "nesting": "security.nesting", "autostart": "boot.autostart"}
 LIMITS = ("cpu", "memory", "disk", "processes")
 CLOUD_INIT = {"user_data": "user-data", "vendor_data": "vendor-data", "network_config": "network-config"}
-_CPU = re.compile(r"[0-9]+([-,][0-9]+)*")
+_CPU = re.compile(r"[1-9][0-9]{0,4}|[0-9]{1,5}(-[0-9]{1,5})?(,[0-9]{1,5}(-[0-9]{1,5})?)+|[0-9]{1,5}-[0-9]{1,5}")
+# Less is a number whose unit was forgotten.
+_LEAST = 1 << 20
 _SHARE = re.compile(r"[0-9]{1,3}%|[0-9]+ms/[0-9]+ms")
 _KEY = re.compile(r"[A-Za-z0-9_.:/-]+")
+# How keys begin that servers have.
+_KNOWN = re.compile(
+    r"(agent|boot|cluster|image|limits|linux|migration|nvidia|oci|placement|raw|security|snapshots|user|volatile)\..*",
+    re.DOTALL,
+)
+# What stands instead of a value that is not told.
+UNTOLD = "(hidden)"
 
 
 def is_secret(key: str) -> bool:
-    """Whether a key of an instance's config may hold a secret."""
-    return key.startswith(HIDDEN)
+    """Whether a key of an instance's config may hold a secret; the first part of such a key is one, too."""
+    return f"{key}.".startswith(HIDDEN)
+
+
+def may_be_told(key: str) -> bool:
+    """Whether the value of a key may be shown. A key that no server has may be that of a secret, mistyped."""
+    return bool(_KNOWN.fullmatch(key)) and not is_secret(key)
+
+
+def told(raw: t.Any) -> t.Any:
+    """A value as it may be told: without what may be a secret, also where that stands in a wrong place."""
+    if isinstance(raw, dict):
+        return {
+            key: UNTOLD if value not in (None, "") and _hides(str(key)) else told(value) for key, value in raw.items()
+        }
+    return [told(one) for one in raw] if isinstance(raw, (list, tuple)) else raw
+
+
+def told_config(raw: object) -> t.Any:
+    """The config of an item as it may be told. What is no mapping, or nested, may hold a secret anywhere."""
+    if not isinstance(raw, dict):
+        return UNTOLD if raw else raw
+    return {
+        key: value if value in (None, "") or (scalar(value) is not None and may_be_told(str(key))) else UNTOLD
+        for key, value in raw.items()
+    }
+
+
+def _hides(key: str) -> bool:
+    return is_secret(key.replace("_", "-")) or key in (*CLOUD_INIT, "secret")
 
 
 def scalar(raw: object) -> t.Optional[str]:
@@ -60,19 +106,22 @@ def _config(raw: object, path: str, problems: Problems) -> dict[str, str]:
     if raw is None:
         return {}
     if not isinstance(raw, dict):
-        shown = "(hidden)" if raw else raw
-        problems.add(path, shown, "must be a mapping of the server's keys, such as {limits.memory: 512MiB}")
+        problems.add(path, told_config(raw), "must be a mapping of the server's keys, such as {limits.memory: 512MiB}")
         return {}
     config: dict[str, str] = {}
     for key, value in raw.items():
         place = f"{path}.{key}"
         text = scalar(value)
+        if value is None:
+            # Not said, as with every other key.
+            continue
         if str(key).startswith((_keys.PREFIX, "volatile.", "image.")):
             problems.add_text(f"{place}: is the collection's or the server's own key, and cannot be declared")
         elif not isinstance(key, str) or not _KEY.fullmatch(key):
             problems.add(path, key, "is not a key of the server, such as limits.memory")
         elif text is None:
-            problems.add(place, "(hidden)" if is_secret(key) else value, "must be text, a number or a boolean")
+            # Whatever is nested there may be a secret.
+            problems.add(place, UNTOLD if value else value, "must be text, a number or a boolean")
         else:
             config[key] = text
     return config
@@ -110,13 +159,17 @@ def _limit(word: str, value: str) -> tuple[str, str]:
     if word == "cpu":
         if _SHARE.fullmatch(value):
             return "limits.cpu.allowance", ""
-        good = bool(_CPU.fullmatch(value)) and value != "0"
+        ends = [part.split("-") for part in value.split(",")]
+        good = bool(_CPU.fullmatch(value)) and all(int(part[0]) <= int(part[-1]) for part in ends)
         return (
             "limits.cpu",
             "" if good else "must be a number of cores, a set of them such as 0-3, or a share such as 50%",
         )
     if word == "memory":
-        good = bool(values.size(value) or re.fullmatch(r"[1-9][0-9]?%|100%", value))
+        found = values.size(value)
+        if found and found < _LEAST:
+            return "limits.memory", f"is {found} bytes: " + values.SIZE_RULE
+        good = bool(found or re.fullmatch(r"[1-9][0-9]?%|100%", value))
         return "limits.memory", "" if good else values.SIZE_RULE + ", or a share such as 50%"
     good = bool(re.fullmatch(r"[1-9][0-9]*", value))
     return "limits.processes", "" if good else "must be a number, such as 500"
@@ -127,8 +180,10 @@ def disk_limit(raw: object, path: str, problems: Problems) -> str:
     if not isinstance(raw, dict) or raw.get("disk") is None:
         return ""
     value = scalar(raw["disk"]) or ""
-    if not values.size(value):
-        problems.add(f"{path}.limits.disk", raw["disk"], values.SIZE_RULE)
+    found = values.size(value)
+    if not found or found < _LEAST:
+        told = f"is {found} bytes: " if found else ""
+        problems.add(f"{path}.limits.disk", raw["disk"], told + values.SIZE_RULE)
     return whole_size(value)
 
 

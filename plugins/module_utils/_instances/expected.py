@@ -11,12 +11,32 @@ from __future__ import annotations
 import dataclasses
 import typing as t
 
+from .. import _keys
 from .._server.published import ABSENT
 from .._server.snapshot import Instance
-from . import settle
+from . import copies, settle
 from .observed import Observed
 from .spec import InstanceSpec
-from .update import Devices, Update, recorded, stale
+from .update import Devices, Update, desired_update, recorded, stale, uuid_of
+
+
+def config_of(
+    item: InstanceSpec, existing: t.Optional[Instance], profiles: t.Iterable[str], observed: Observed
+) -> dict[str, str]:
+    """The config that an instance has or will have besides what its item says; without what it is to lose."""
+    gone = losing(item, existing) if existing else ()
+    if existing and item.profiles in (None, existing.profiles) and not (gone and observed.profiles):
+        return {key: value for key, value in existing.expanded_config.items() if key not in gone}
+    found: dict[str, str] = {}
+    for name in existing.profiles if existing and item.profiles is None else profiles:
+        found.update(observed.profile_config.get(name) or {})
+    own = existing or source_of(item, observed)
+    return {**found, **{key: value for key, value in (own.config if own else {}).items() if key not in gone}}
+
+
+def losing(item: InstanceSpec, existing: Instance) -> tuple[str, ...]:
+    """The keys of config that the last run wrote and the item no longer says."""
+    return stale(recorded(existing).get("config"), existing.config, item.config, uuid_of(existing))
 
 
 def blank(item: InstanceSpec) -> Instance:
@@ -24,15 +44,31 @@ def blank(item: InstanceSpec) -> Instance:
     return Instance(item.project, item.name, ABSENT, item.type, "", "", False, (), {}, {}, {}, {})
 
 
+def with_uuid(item: InstanceSpec, config: t.Mapping[str, str], pins: Devices, uuid: str) -> dict[str, str]:
+    """The config of a new instance whose UUID is known beforehand: its record keeps no secret that can be guessed."""
+    born = dataclasses.replace(blank(item), config={"volatile.uuid": uuid})
+    record = desired_update(item, born, pins).config[_keys.MANAGED]
+    return {**config, "volatile.uuid": uuid, _keys.MANAGED: record}
+
+
 def first_profiles(item: InstanceSpec, observed: Observed, items: t.Iterable[InstanceSpec]) -> tuple[str, ...]:
     """The profiles that a new instance will have: the declared ones, those of what it is a copy of, or the default."""
     if item.profiles is not None or item.copy_of is None:
         return ("default",) if item.profiles is None else item.profiles
-    source = observed.snapshot.find(item.project, item.copy_of.name)
+    source = source_of(item, observed)
     if source:
         return source.profiles
     declared = [one for one in items if one.name == item.copy_of.name and one is not item]
     return first_profiles(declared[0], observed, ()) if declared else ("default",)
+
+
+def source_of(item: InstanceSpec, observed: Observed) -> t.Optional[Instance]:
+    """The instance or the snapshot that an item is a copy of, if it is there."""
+    if item.copy_of is None:
+        return None
+    if item.copy_of.snapshot:
+        return observed.snapshots.get(item.copy_of.name, {}).get(item.copy_of.snapshot)
+    return observed.snapshot.find(item.project, item.copy_of.name)
 
 
 def unborn(
@@ -40,12 +76,8 @@ def unborn(
 ) -> Instance:
     """An instance as it will be right after its creation, with the devices of its profiles; in place of an ``old`` one
     it keeps the address that we have pinned that one to."""
-    source = observed.snapshot.find(item.project, item.copy_of.name) if item.copy_of else None
-    own: Devices = source.devices if source else {}
-    copied = {
-        name: {key: value for key, value in options.items() if key not in ("ipv4.address", "ipv6.address", "hwaddr")}
-        for name, options in own.items()
-    }
+    source = source_of(item, observed)
+    copied = {name: copies.plain(options) for name, options in (source.devices if source else {}).items()}
     devices = {**devices_of(profiles, observed), **copied, **item.devices}
     return dataclasses.replace(blank(item), expanded_devices=_with_old_pins(devices, old) if old else devices)
 
@@ -68,8 +100,9 @@ def _with_old_pins(devices: Devices, existing: Instance) -> dict[str, t.Mapping[
     written = recorded(existing).get("devices") or {}
     for name, options in found.items():
         was = existing.devices.get(name) or {}
-        if name in written and was.get("ipv4.address") and was.get("network") == options.get("network"):
-            found[name] = {"ipv4.address": was["ipv4.address"], **options}
+        if name in written and was.get("network") == options.get("network"):
+            kept = {key: was[key] for key in ("ipv4.address", "ipv6.address") if was.get(key)}
+            found[name] = {**kept, **options}
     return found
 
 

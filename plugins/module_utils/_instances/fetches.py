@@ -7,7 +7,8 @@
 """Which images have to be on the server before instances are made of them. Pure.
 
 The server itself downloads what an instance is made of, once for all that ask at a time. So only files are brought
-here, and images that shall be kept up to date, which it is told when it downloads them.
+here, images that shall be kept up to date, which it is told when it downloads them, and those of instances that are
+made anew: no instance is deleted before the image of the next one is there.
 """
 
 from __future__ import annotations
@@ -29,23 +30,32 @@ class ImageChange(Change):
     names: tuple[str, ...] = ()
 
 
-def known(item: InstanceSpec, files: t.Mapping[str, str], check_mode: bool, problems: Problems) -> InstanceSpec:
+def known(item: InstanceSpec, files: t.Mapping[str, str], problems: Problems, missing: Problems) -> InstanceSpec:
     """The item with the fingerprint of the file that it is made from; ``files`` are those that could be read."""
     if item.image is None or not item.image.file:
         return item
-    if item.image.file not in files and not check_mode:
-        problems.add(f"{item.path}.image.file", item.image.file, "cannot be read on the host that the module runs on")
-    return dataclasses.replace(
-        item, image=dataclasses.replace(item.image, fingerprint=files.get(item.image.file, "0" * 64))
-    )
+    found, wanted = files.get(item.image.file), item.image.fingerprint
+    if not found:
+        missing.add(f"{item.path}.image.file", item.image.file, "cannot be read on the host that the module runs on")
+    if found and wanted not in ("", found):
+        told = f"the SHA-256 of {item.image.file} is {found}"
+        problems.add(f"{item.path}.image.fingerprint", wanted, told)
+    return dataclasses.replace(item, image=dataclasses.replace(item.image, fingerprint=found or wanted or "0" * 64))
 
 
-def fetches(created: t.Iterable[InstanceSpec], there: t.Collection[str]) -> tuple[ImageChange, ...]:
-    """One change for each image that is brought. ``there`` are the aliases and fingerprints on the server."""
+def fetches(
+    created: t.Iterable[InstanceSpec], there: t.Collection[str], anew: t.Container[str] = ()
+) -> tuple[ImageChange, ...]:
+    """One change for each image that is brought. ``there`` are the aliases and fingerprints on the server, ``anew`` the
+    names of the instances that are deleted first."""
     wanted: dict[images.Image, list[str]] = {}
     for item in created:
         image = item.image
-        if image and ((image.file and image.fingerprint not in there) or image.auto_update is not None):
+        if image is None:
+            continue
+        remote = bool(image.server) and image.mode == "pull" and item.name in anew
+        updated = image.auto_update is not None and image.mode == "pull"
+        if remote or (image.file and image.fingerprint not in there) or updated:
             wanted.setdefault(image, []).append(item.name)
     return tuple(
         ImageChange(f"image {image}", "import" if image.file else "download", "", f"{image}\n", image, tuple(names))

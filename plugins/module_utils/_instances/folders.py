@@ -24,10 +24,10 @@ _RANGE = 65536
 _ACCESS, _DEFAULT = "system.posix_acl_access", "system.posix_acl_default"
 
 
-def read(items: t.Iterable[InstanceSpec], endpoint: str) -> dict[str, Folder]:
+def read(items: t.Iterable[InstanceSpec], endpoint: str) -> t.Optional[dict[str, Folder]]:
     """The folders of all mounts, by source. None where the server is on another machine, or in a container."""
     if not re.fullmatch(r"unix:///\S+", endpoint):
-        return {}
+        return None
     sources = {mount.source for item in items if item.state != "absent" for mount in item.mounts}
     if not sources:
         return {}

@@ -12,7 +12,7 @@ import dataclasses
 import re
 import typing as t
 
-from .._values import Problems, boolean, choice, instance_name, mapping, text
+from .._values import Problems, boolean, canonical_json, choice, instance_name, mapping, nearest, text
 
 ARCHITECTURES = ("amd64", "arm64", "armhf", "armel", "i386", "i686", "ppc64el", "riscv64", "s390x", "x86_64", "aarch64")
 PROTOCOLS = ("simplestreams", "lxd", "incus")
@@ -28,8 +28,9 @@ _FINGERPRINT = re.compile(r"[0-9a-f]{4,64}")
 class Image:
     """One image: ``alias``, ``fingerprint`` (the beginning of one will do), ``properties`` or ``file`` says which.
 
-    ``alias`` may be a fingerprint, too, where the user gave but text. With a ``server`` the image is fetched from
-    there; else it is on the server that makes the instance. ``auto_update`` is None where nothing was said.
+    With a file, ``fingerprint`` is what its SHA-256 has to be. ``alias`` may be a fingerprint, too, where the user gave
+    but text. With a ``server`` the image is fetched from there; else it is on the server that makes the instance.
+    ``auto_update`` is None where nothing was said.
     """
 
     alias: str = ""
@@ -68,12 +69,19 @@ def parse(raw: object, path: str, problems: Problems) -> t.Optional[Image]:
             problems.add(path, raw, "must be an alias or a fingerprint, such as debian/bookworm")
         return Image(alias=alias) if alias else None
     if not isinstance(raw, dict):
-        problems.add(path, raw, "must be an alias, a fingerprint, or a mapping with " + _or(WHICH))
+        # Nobody knows what stands there: it may be a secret.
+        shown = "(hidden)" if isinstance(raw, (list, tuple)) and raw else raw
+        problems.add(path, shown, "must be an alias, a fingerprint, or a mapping with " + _or(WHICH))
         return None
     before = len(problems)
     fields = mapping(raw, path, KEYS, problems) or {}
     image = _of(fields, path, problems)
     which = [key for key in WHICH if fields.get(key)]
+    if image.file and image.fingerprint:
+        which.remove("fingerprint")
+        if len(image.fingerprint) != 64:
+            told = "must be the whole SHA-256 of the file, 64 hexadecimal digits"
+            problems.add(f"{path}.fingerprint", image.fingerprint, told)
     if len(which) != 1 and len(problems) == before:
         told = f"has {' and '.join(which)}: one of them says which image" if which else f"needs {_or(WHICH)}"
         problems.add_text(f"{path}: {told}")
@@ -153,6 +161,11 @@ def _or(words: t.Sequence[str]) -> str:
     return ", ".join(words[:-1]) + " or " + words[-1]
 
 
+def _and(words: t.Iterable[str]) -> str:
+    *most, last = words
+    return ", ".join(most) + " and " + last
+
+
 def parse_copy(raw: object, path: str, problems: Problems) -> t.Optional[CopyOf]:
     """``other`` or ``other/snapshot``."""
     name, slash, snapshot = str(raw).partition("/")
@@ -163,22 +176,69 @@ def parse_copy(raw: object, path: str, problems: Problems) -> t.Optional[CopyOf]
     return CopyOf(known, snapshot) if known else None
 
 
-def source(image: Image, known: t.Collection[str]) -> t.Optional[dict[str, t.Any]]:
-    """The source of a new instance, or None where the server has no such image. ``known`` are the aliases and
-    fingerprints on the server: an alias may be there without its architecture, a fingerprint is as long as it is."""
+def source(image: Image, known: t.Mapping[str, str]) -> t.Optional[dict[str, t.Any]]:
+    """The source of a new instance, or None where the server has no such image. ``known`` maps the aliases, the
+    fingerprints and the asked-for properties on the server to fingerprints: an alias may be there with or without its
+    architecture, a fingerprint is as long as it is."""
     if image.server and image.mode == "pull":
         return _remote(image)
     if image.properties:
-        return {"type": "image", "properties": dict(image.properties)}
+        found = known.get(property_key(image.properties))
+        return {"type": "image", "fingerprint": found} if found else None
     if image.file:
         return {"type": "image", "fingerprint": image.fingerprint} if image.fingerprint else None
+    aliases = _aliases(image, known)
+    if len(aliases) == 1:
+        return {"type": "image", "alias": aliases[0]}
+    matches = _beginning(image, known)
+    return {"type": "image", "fingerprint": matches[0]} if len(matches) == 1 and not aliases else None
+
+
+def _aliases(image: Image, known: t.Collection[str]) -> list[str]:
+    """The aliases on the server that an image may mean; more than one: it does not say which architecture."""
+    if image.alias in known:
+        return [image.alias]
     base, slash, last = image.alias.rpartition("/")
-    for alias in (image.alias, base if slash and last in ARCHITECTURES else ""):
-        if alias and alias in known:
-            return {"type": "image", "alias": alias}
+    if slash and last in ARCHITECTURES:
+        return [base] if base in known else []
+    return [alias for alias in (f"{image.alias}/{one}" for one in ARCHITECTURES) if image.alias and alias in known]
+
+
+def _beginning(image: Image, known: t.Iterable[str]) -> list[str]:
+    """The fingerprints on the server that begin as an image says."""
     start = image.fingerprint or (image.alias if len(image.alias) >= 12 else "")
-    matches = [one for one in known if start and len(one) == 64 and one.startswith(start)]
-    return {"type": "image", "fingerprint": matches[0]} if len(matches) == 1 else None
+    return [one for one in known if start and len(one) == 64 and one.startswith(start)]
+
+
+def why_not(image: Image, known: t.Mapping[str, str]) -> str:
+    """Why the server has no image to make an instance of."""
+    matches = sorted(_beginning(image, known))
+    if len(matches) > 1:
+        return f"the fingerprints of {len(matches)} images on the server begin so: {_and(one[:16] for one in matches)}"
+    if image.properties:
+        return "no image on the server has these properties"
+    if image.fingerprint:
+        return "no image on the server has this fingerprint"
+    aliases = _aliases(image, known)
+    if len(aliases) > 1:
+        return f"say which one, {_or(aliases)}"
+    there = sorted(one for one in known if len(one) != 64 and not one.startswith("{"))
+    hint = nearest(image.alias, there) or ("; there are " + ", ".join(there) if there else "; there are none")
+    kind = "alias or fingerprint" if re.fullmatch(r"[0-9a-f]{12,64}", image.alias) else "alias"
+    return f"no image on the server has this {kind}{hint}"
+
+
+def property_key(properties: t.Iterable[tuple[str, str]]) -> str:
+    """What properties are looked up by among aliases and fingerprints."""
+    return canonical_json(dict(properties))
+
+
+def matching(properties: t.Iterable[tuple[str, str]], there: t.Iterable[t.Mapping[str, t.Any]]) -> str:
+    """The fingerprint of the newest of a server's images that has these properties, which is the one that a server
+    takes; nothing where none has."""
+    wanted = dict(properties).items()
+    fitting = [one for one in there if wanted <= (one.get("properties") or {}).items()]
+    return str(max(fitting, key=lambda one: str(one.get("created_at") or ""))["fingerprint"]) if fitting else ""
 
 
 def _remote(image: Image) -> dict[str, t.Any]:

@@ -15,7 +15,7 @@ from .. import _filters, _hosts, _inventory
 from .._context import Context, Report
 from .._filters import Filters
 from .._plan import Plan
-from .._server import snapshot
+from .._server import snapshot, sockets
 from .._server.published import publishers
 from .._server.snapshot import Instance, Snapshot
 from .._values import Problems
@@ -74,6 +74,7 @@ class Seen:
 
     snapshot: Snapshot
     endpoint: str
+    local: bool
     hosts: tuple[_hosts.HostsEntry, ...]
     warnings: tuple[str, ...]
 
@@ -82,7 +83,7 @@ def observe(query: Query, context: Context) -> Seen:
     """One read of the list, and the leases of the networks that the answer's instances are on."""
     read = snapshot.read(context.driver, query.project, query.asks_for, True)
     hosts, warnings = _hosts.entries(publishers(read, query.declared, context.check_mode), query.named)
-    return Seen(read, context.server.endpoint, hosts, warnings)
+    return Seen(read, context.server.endpoint, not sockets.elsewhere(context.server), hosts, warnings)
 
 
 def plan(query: Query, seen: Seen, check_mode: bool) -> Plan:
@@ -103,9 +104,11 @@ def result(query: Query, seen: Seen, planned: Plan, report: t.Optional[Report]) 
     return {
         "server": {
             "endpoint": seen.endpoint,
+            "local": seen.local,
             "flavor": server.flavor,
             "version": server.version,
             "name": server.name,
+            "fingerprint": server.fingerprint,
             "clustered": server.clustered,
         },
         "instances": [{**found(one, seen.snapshot), "inventory_name": names[one.project, one.name]} for one in wanted],

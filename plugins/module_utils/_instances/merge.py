@@ -21,7 +21,7 @@ def merged(defaults: t.Mapping[str, t.Any], item: t.Any) -> t.Any:
     if not isinstance(item, dict):
         return item
     if any(item.get(key) is not None for key in _SOURCES):
-        defaults = {key: value for key, value in defaults.items() if key not in _SOURCES or key in item}
+        defaults = {key: value for key, value in defaults.items() if key not in _SOURCES or item.get(key) is not None}
     image, own = defaults.get("image"), item.get("image")
     if isinstance(image, dict) and isinstance(own, dict) and any(own.get(key) is not None for key in WHICH):
         defaults = {**defaults, "image": {key: value for key, value in image.items() if key not in WHICH}}

@@ -9,11 +9,15 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import posixpath
 import re
 import typing as t
 
 from .._values import Problems, boolean, mapping
 from .config import scalar
+
+Devices = t.Mapping[str, t.Mapping[str, str]]
 
 STRING = re.compile(r"(/[^:\n]*):(/[^:\n]*)(?::(ro|rw))?")
 KEYS = ("source", "path", "readonly", "shift", "owner", "acl")
@@ -71,8 +75,9 @@ def parse_devices(raw: object, path: str, problems: Problems) -> dict[str, dict[
         place = f"{path}.{name}"
         if not isinstance(name, str) or not _DEVICE.fullmatch(name):
             problems.add(path, name, "is not the name of a device, such as data")
-        elif not isinstance(options, dict) or "type" not in options:
-            problems.add(place, options, "must be a mapping with at least type, such as {type: disk, path: /srv}")
+        elif not isinstance(options, dict) or options.get("type") is None:
+            # Not shown: it may be a key of config in a wrong place.
+            problems.add_text(f"{place}: must be a mapping with at least type, such as {{type: disk, path: /srv}}")
         else:
             devices[name] = _device(options, place, problems)
     return devices
@@ -81,27 +86,61 @@ def parse_devices(raw: object, path: str, problems: Problems) -> dict[str, dict[
 def _device(options: t.Mapping[t.Any, t.Any], path: str, problems: Problems) -> dict[str, str]:
     device = {}
     for key, value in options.items():
-        text = scalar(value)
+        text = scalar(value) if value is not None else ""
         if text is None:
-            problems.add(f"{path}.{key}", value, "must be text, a number or a boolean")
+            problems.add_text(f"{path}.{key}: must be text, a number or a boolean")
         elif text:
             # The server drops what is empty.
             device[str(key)] = text
     return device
 
 
-def parse(raw: t.Iterable[tuple[str, object]], devices: t.Container[str], problems: Problems) -> tuple[Mount, ...]:
-    """The mounts of an item, each given with its path in the input."""
-    found: dict[str, Mount] = {}
+def parse(raw: t.Iterable[tuple[str, object]], devices: Devices, problems: Problems) -> tuple[Mount, ...]:
+    """The mounts of an item, each given with its path in the input. ``devices`` are those that it declares."""
+    found: dict[tuple[str, str], Mount] = {}
     for place, one in raw:
         mount = _mount(one, place, problems)
         if mount is None:
             continue
-        if mount.device in devices or mount.device in found:
+        key = mount.device, _plain(mount.path)
+        taken = _is_at(devices.get(mount.device), mount.path) or _other_name(mount.path) in devices
+        if taken or key in found:
             problems.add(place, one, f"there is a device or mount for {mount.path} already")
         else:
-            found[mount.device] = mount
-    return tuple(found.values())
+            found[key] = mount
+    return named(tuple(found.values()), devices, {})
+
+
+def named(mounts: t.Sequence[Mount], devices: Devices, there: Devices) -> tuple[Mount, ...]:
+    """Mounts with the names of their devices, each another one. A device that is ``there`` keeps its name, wherever it
+    stands in the list; ``devices`` are those that are declared."""
+    kept = {mount.place: _kept(mount, devices, there) for mount in mounts}
+    taken = {*devices, *kept.values()}
+    found = []
+    for mount in mounts:
+        name = kept[mount.place] or _device_name(mount.path)
+        if not kept[mount.place] and name in taken:
+            name = _other_name(mount.path)
+        taken.add(name)
+        found.append(dataclasses.replace(mount, device=name))
+    return tuple(found)
+
+
+def _kept(mount: Mount, devices: Devices, there: Devices) -> str:
+    """The name that a mount has already: among those that are declared, it is settled; or nothing."""
+    if _is_at(devices.get(mount.device), mount.path):
+        return mount.device
+    names = (_other_name(mount.path), _device_name(mount.path))
+    return next((name for name in names if name not in devices and _is_at(there.get(name), mount.path)), "")
+
+
+def _is_at(device: t.Optional[t.Mapping[str, str]], path: str) -> bool:
+    at = device.get("path") if device else None
+    return bool(at) and _plain(str(at)) == _plain(path)
+
+
+def _plain(path: str) -> str:
+    return "/" + posixpath.normpath(path).lstrip("/")
 
 
 def _mount(raw: object, path: str, problems: Problems) -> t.Optional[Mount]:
@@ -109,7 +148,7 @@ def _mount(raw: object, path: str, problems: Problems) -> t.Optional[Mount]:
         match = STRING.fullmatch(raw)
         if match:
             return Mount(path, _device_name(match[2]), match[1], match[2], match[3] == "ro")
-        problems.add(path, raw, RULE)
+        problems.add(path, raw, _rule(raw))
         return None
     before = len(problems)
     fields = mapping(raw, path, KEYS, problems)
@@ -134,9 +173,23 @@ def _mount(raw: object, path: str, problems: Problems) -> t.Optional[Mount]:
     return Mount(path, device, fields["source"], fields["path"], bool(readonly), shift, owner, bool(acl))
 
 
+def _rule(raw: str) -> str:
+    """What is to be changed in a mount that is written as text."""
+    parts = raw.split(":")
+    for name, part in zip(("source", "path"), parts if len(parts) in (2, 3) else ()):
+        if part and not part.startswith("/"):
+            return f'its {name} must be an absolute path, such as "/srv/data:/data"'
+    return RULE
+
+
 def _device_name(path: str) -> str:
     """A mount is named after its place in the instance."""
     return ("mount-" + (re.sub(r"[^A-Za-z0-9]+", "-", path).strip("-") or "root"))[:64]
+
+
+def _other_name(path: str) -> str:
+    """What it is named where another device has that name."""
+    return f"{_device_name(path)[:55]}-{hashlib.sha256(_plain(path).encode()).hexdigest()[:8]}"
 
 
 def _owner(raw: object, path: str, problems: Problems) -> t.Optional[tuple[int, int]]:

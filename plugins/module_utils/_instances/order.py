@@ -20,7 +20,8 @@ DOWN = ("stopped", "absent")
 def after(items: t.Iterable[InstanceSpec], recorded: t.Mapping[str, t.Sequence[str]]) -> dict[str, set[str]]:
     """For each item, the items of this list that have to be done before it.
 
-    What comes up comes after all that it depends on; what goes down goes after all that depend on it and go down too.
+    What comes up comes after all that it depends on; what goes down goes after all that depend on it and go down too. A
+    copy comes after what it is a copy of, also where neither is to run.
     ``recorded`` says what instances depend on that are no longer declared.
     """
     by_name = {item.name: item for item in items}
@@ -30,11 +31,16 @@ def after(items: t.Iterable[InstanceSpec], recorded: t.Mapping[str, t.Sequence[s
             other = by_name.get(name)
             if other is None or other is item:
                 continue
-            if item.state not in DOWN:
+            if item.state not in DOWN or _is_source(item, other):
                 found[item.name].add(name)
             elif other.state in DOWN:
                 found[name].add(item.name)
     return found
+
+
+def _is_source(item: InstanceSpec, other: InstanceSpec) -> bool:
+    copied = item.copy_of is not None and item.copy_of.name == other.name
+    return copied and "absent" not in (item.state, other.state)
 
 
 def dependencies(item: InstanceSpec, recorded: t.Mapping[str, t.Sequence[str]]) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ import typing as t
 from .. import _inventory, _keys
 from .._plan import Change
 from .._server.snapshot import Address, Instance, Snapshot
+from .addresses import NOWHERE
 from .expected import blank
 from .observed import InstanceChange
 from .spec import Desired, InstanceSpec
@@ -47,7 +48,7 @@ def found(existing: Instance, snapshot: Snapshot) -> dict[str, t.Any]:
         "status": existing.status,
         "location": existing.location,
         **_address_values(addresses),
-        "groups": list(_inventory.groups(existing)),
+        "groups": list(_inventory.groups(existing, snapshot.trusts(existing))),
         "keys": {key: value for key, value in existing.config.items() if key in _keys.ALL},
     }
 
@@ -56,6 +57,9 @@ def _presented(
     item: InstanceSpec, snapshot: Snapshot, change: t.Optional[InstanceChange], carried_out: bool, error: str
 ) -> dict[str, t.Any]:
     existing = snapshot.find(item.project, item.name) or blank(item)
+    if change and change.body and not carried_out:
+        # Made anew: nothing of the old one stays.
+        existing = blank(item)
     value = found(existing, snapshot)
     if change and not carried_out:
         value.update(_foreseen(item, existing, snapshot, change))
@@ -81,7 +85,7 @@ def _foreseen(item: InstanceSpec, existing: Instance, snapshot: Snapshot, change
     planned = _planned(snapshot.addresses(existing), change.pins, target.drop_devices, future.running)
     return {
         "status": future.status,
-        "groups": list(_inventory.groups(future)),
+        "groups": list(_inventory.groups(future, snapshot.trusts(future))),
         "keys": {key: text for key, text in config.items() if key in _keys.ALL},
         **_address_values(planned),
     }
@@ -101,9 +105,13 @@ def _address_values(addresses: t.Sequence[Address]) -> dict[str, t.Any]:
 
 def _planned(now: t.Sequence[Address], pins: Devices, dropped: t.Container[str], runs: bool) -> list[Address]:
     """A pin that goes leaves the address that it has until it stops."""
+    coming = [
+        Address(device, options.get("network") or options.get("parent") or "", family, address, True)
+        for device, options in pins.items()
+        for family, address in ((4, options.get("ipv4.address", "")), (6, options.get("ipv6.address", "")))
+        if address not in NOWHERE
+    ]
+    moved = {(one.device, one.family) for one in coming}
     kept = [one._replace(pinned=one.pinned and one.device not in dropped) for one in now]
-    kept = [one for one in kept if (one.pinned or runs) and (one.family != 4 or one.device not in pins)]
-    for device, options in pins.items():
-        network = options.get("network") or options.get("parent") or ""
-        kept.append(Address(device, network, 4, options["ipv4.address"], True))
-    return sorted(kept)
+    kept = [one for one in kept if (one.pinned or runs) and (one.device, one.family) not in moved]
+    return sorted([*kept, *coming])

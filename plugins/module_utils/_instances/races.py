@@ -22,6 +22,8 @@ _RACED = (
     "already running",
     "already stopped",
     "already frozen",
+    # A server that comes up answers before its networks are there.
+    "unavailable on this server",
     # Several that are the first to ask an image server: each wants to make the folder of its index.
     ": file exists",
 )
@@ -34,6 +36,14 @@ _AWAY = (
     "is shutting down",
     "Operation was cancelled",
 )
+
+
+class Overtaken(MageError):
+    """What was planned is no longer what there is to do."""
+
+
+class Missed(Overtaken):
+    """An address of a range was another's already: only a start gives it another one."""
 
 
 def is_away(error: MageError) -> bool:
@@ -52,6 +62,6 @@ def is_raced(error: MageError) -> bool:
     """Whether it is worth to read and plan again. A write that was 412 three times is not: it has been."""
     if isinstance(error, PreconditionFailed):
         return False
-    if is_away(error) or is_busy(error):
+    if is_away(error) or is_busy(error) or isinstance(error, Overtaken):
         return True
     return isinstance(error, ServerError) and any(text in error.message for text in _RACED)

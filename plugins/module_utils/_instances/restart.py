@@ -18,15 +18,22 @@ import re
 import typing as t
 
 from .._server.snapshot import Instance
+from . import values
+from .update import waits
 
 CONTAINER, VM = "container", "virtual-machine"
 LIVE, NEXT_START, REFUSED = "live", "next start", "refused"
+PRIVILEGED = "security.privileged"
 Devices = t.Mapping[str, t.Mapping[str, str]]
 
 # A container takes every key; these it reads when it starts.
 _CONTAINER_START = re.compile(
     r"linux\.sysctl\..*|limits\.kernel\..*|nvidia\..*|raw\.(idmap|lxc|seccomp)|security\.(privileged|idmap\..*)"
     r"|security\.syscalls\.(?!intercept\.mount\.(allowed|fuse|shift)$).*|(cloud-init\.|user\.)(user-data|vendor-data|network-config)"
+)
+# Of these, saying false is saying nothing.
+_OFF = re.compile(
+    r"nvidia\.runtime|security\.(privileged|idmap\.isolated|syscalls\.(deny_compat|intercept\.(?!mount\.)[a-z_]+))"
 )
 # A virtual machine that runs refuses all other keys, but for those of containers, which mean nothing to it.
 _VM_TAKEN = re.compile(
@@ -59,13 +66,14 @@ _UPDATABLE = {
 def key_effect(kind: str, key: str, old: str, new: str, extensions: t.Container[str]) -> str:
     """What a running instance does with a changed key."""
     if kind == CONTAINER:
-        return NEXT_START if _CONTAINER_START.fullmatch(key) else LIVE
+        off = "false" if _OFF.fullmatch(key) else ""
+        return LIVE if values.same(key, old or off, new or off) or not _CONTAINER_START.fullmatch(key) else NEXT_START
     if key == "limits.cpu":
         # Cores can be plugged, pinned ones cannot.
         plain = all(value.isdigit() or not value for value in (old, new))
         return LIVE if plain and "cpu_hotplug" in extensions else REFUSED
     if _VM_START.fullmatch(key):
-        return NEXT_START
+        return LIVE if values.same(key, old, new) else NEXT_START
     return LIVE if _VM_TAKEN.fullmatch(key) or _CONTAINER_ONLY.fullmatch(key) else REFUSED
 
 
@@ -90,6 +98,18 @@ def _is_cold(kind: str, options: t.Mapping[str, str], flavor: str) -> bool:
         # LXD cannot share a folder with a virtual machine that runs.
         return bool(options.get("path"))
     return name in _COLD[kind] or f"{name}/{detail}" in _COLD[kind]
+
+
+def is_privileged(config: t.Mapping[str, str]) -> bool:
+    """Whether config, that of the profiles included, makes a container privileged."""
+    return values.same(PRIVILEGED, config.get(PRIVILEGED, ""), "true")
+
+
+def was_privileged(existing: t.Optional[Instance]) -> bool:
+    """Whether a container is privileged, or may be until it starts again."""
+    return existing is not None and (
+        is_privileged(existing.expanded_config) or f"config.{PRIVILEGED}" in waits(existing)
+    )
 
 
 class Effects(t.NamedTuple):
@@ -120,4 +140,17 @@ def effects(
         old_device, new_device = existing.expanded_devices.get(name), devices.get(name)
         if device_effect(existing.type, old_device, new_device, flavor) == REFUSED:
             refused.append(f"devices.{name}")
-    return Effects(tuple(sorted(start)), tuple(sorted(refused)))
+    unshifted = _unshifted(existing, devices)
+    if unshifted and was_privileged(existing) and not is_privileged(config):
+        # Both go together: mounted as they are, the owners would be nobody's.
+        refused += [*unshifted, f"config.{PRIVILEGED}"]
+    return Effects(tuple(sorted(start)), tuple(sorted(set(refused))))
+
+
+def _unshifted(existing: Instance, devices: Devices) -> list[str]:
+    """The devices whose owners are to be shifted, which no container can take as long as it is privileged."""
+    return [
+        f"devices.{name}"
+        for name, options in devices.items()
+        if values.same("shift", options.get("shift", ""), "true") and options != existing.expanded_devices.get(name)
+    ]

@@ -13,7 +13,7 @@ import typing as t
 
 from .._server.snapshot import Instance, Server
 from .._values import Problems
-from . import mounts, values
+from . import images, mounts, restart, values
 from .spec import InstanceSpec
 
 Devices = t.Mapping[str, t.Mapping[str, str]]
@@ -53,22 +53,26 @@ def settle(
     existing: t.Optional[Instance],
     server: Server,
     devices: Devices,
-    folders: t.Mapping[str, mounts.Folder],
+    folders: t.Optional[t.Mapping[str, mounts.Folder]],
     problems: Problems,
     warnings: list[str],
+    config: t.Mapping[str, str],
 ) -> InstanceSpec:
-    """The item as this server understands it. ``devices`` are those that it will have, from its profiles and from
-    others; ``folders`` what is known of the folders that are mounted."""
+    """The item as this server understands it. ``devices`` and ``config`` are those that it will have, from its profiles
+    and from others; ``folders`` what is known of the folders that are mounted, None where they are not on this
+    machine."""
     _check_server(item, existing, server, problems)
+    item = _with_protocol(item, server)
     item = _with_cloud_init(item, server)
     item = _with_disk(item, devices, problems)
-    return _with_mounts(item, existing, server, folders, problems, warnings)
+    return _with_mounts(item, existing, server, folders, problems, warnings, config)
 
 
 def names(item: InstanceSpec, existing: Instance) -> set[str]:
     """The devices that the item will have on the instance itself, settled or not."""
     roots = [name for name, one in existing.devices.items() if item.disk and one.get("path") == "/"]
-    return {*item.devices, *(mount.device for mount in item.mounts), *roots}
+    found = mounts.named(item.mounts, item.devices, existing.devices)
+    return {*item.devices, *(mount.device for mount in found), *roots}
 
 
 def _check_server(item: InstanceSpec, existing: t.Optional[Instance], server: Server, problems: Problems) -> None:
@@ -93,6 +97,13 @@ def _need(server: Server, extension: str, path: str, value: str, problems: Probl
         problems.add_text(
             f"{path}:{shown} this {server.flavor} {server.version} cannot: it lacks the API extension {extension}"
         )
+
+
+def _with_protocol(item: InstanceSpec, server: Server) -> InstanceSpec:
+    """LXD and Incus speak to each other, and each has but its own name for what they speak."""
+    if item.image is None or item.image.protocol not in images.NATIVE:
+        return item
+    return dataclasses.replace(item, image=dataclasses.replace(item.image, protocol=server.flavor))
 
 
 def _with_cloud_init(item: InstanceSpec, server: Server) -> InstanceSpec:
@@ -129,17 +140,24 @@ def _with_mounts(
     item: InstanceSpec,
     existing: t.Optional[Instance],
     server: Server,
-    folders: t.Mapping[str, mounts.Folder],
+    folders: t.Optional[t.Mapping[str, mounts.Folder]],
     problems: Problems,
     warnings: list[str],
+    config: t.Mapping[str, str],
 ) -> InstanceSpec:
     if not item.mounts:
         return item
-    has = existing.expanded_config if existing else {}
-    privileged = values.same("security.privileged", {**has, **item.config}.get("security.privileged", ""), "true")
-    plain = privileged or item.type == "virtual-machine"
+    known = mounts.named(item.mounts, item.devices, existing.devices if existing else {})
+    item = dataclasses.replace(item, mounts=known)
+    for mount in item.mounts if folders is None else ():
+        if mount.acl:
+            problems.add_text(
+                f"{mount.place}.acl: access lists are written on the machine that the module runs on, and this server "
+                "is on another one or in a container: run it where the server is, or say shift or owner"
+            )
+    plain = restart.is_privileged({**config, **item.config}) or item.type == "virtual-machine"
     settled = tuple(
-        mount if plain or mount.acl else _shifted(mount, item, existing, server, folders, problems)
+        mount if plain or mount.acl else _shifted(mount, item, existing, server, folders or {}, problems)
         for mount in item.mounts
     )
     return _with_devices(dataclasses.replace(item, mounts=settled), problems, warnings)
@@ -163,8 +181,8 @@ def _shifted(
     if mount.shift and not able:
         problems.add(f"{mount.place}.shift", True, f"the kernel under this {server.flavor} {server.version} cannot")
     kept = existing.devices.get(mount.device) if existing else None
-    # What had to be mounted without it is not tried anew.
-    stays = kept is None or values.same("shift", kept.get("shift", ""), "true")
+    # What had to be mounted without it is not tried anew. In a privileged container, nothing had to.
+    stays = kept is None or values.same("shift", kept.get("shift", ""), "true") or restart.was_privileged(existing)
     automatic = not known and able and stays and (not filesystem or filesystem in SHIFTED)
     owner = mount.owner or ((folder.uid, folder.gid) if folder else None)
     return dataclasses.replace(
@@ -174,6 +192,11 @@ def _shifted(
         automatic=automatic,
         delegated=folder.delegated if folder else True,
     )
+
+
+def is_unshifted(message: str) -> bool:
+    """Whether a server says that the kernel shifts no owners after all."""
+    return any(word in message for word in UNSHIFTED)
 
 
 def unshifted(item: InstanceSpec) -> t.Optional[InstanceSpec]:

@@ -13,8 +13,8 @@ import typing as t
 
 from .. import _keys
 from .._server.snapshot import Instance
-from .config import is_secret
-from .update import Update, digest
+from .config import UNTOLD, may_be_told
+from .update import Update
 
 
 def image_of(instance: Instance) -> str:
@@ -31,8 +31,8 @@ def readable(config: t.Mapping[str, str], project: str, name: str) -> dict[str, 
         if key in _keys.ALL:
             decoded = _keys.decode(config, key, project, name)
             seen[key] = value if decoded.problem else decoded.value
-        elif value and is_secret(key):
-            seen[key] = f"(hidden, {digest(value)[:6]})"
+        elif value and not may_be_told(key):
+            seen[key] = UNTOLD
         else:
             seen[key] = value
     return seen
@@ -45,8 +45,10 @@ def difference(existing: Instance, target: Update) -> tuple[dict[str, t.Any], di
     touched = {key: existing.config[key] for key in target.config if key in existing.config}
     kept = {key: value for key, value in target.config.items() if value}
     place = (existing.project, existing.name)
+    future = readable(kept, *place)
+    future.update({key: f"{UNTOLD[:-1]}, changed)" for key in kept if not may_be_told(key) and touched.get(key)})
     for name, old, new in (
-        ("config", readable(touched, *place), readable(kept, *place)),
+        ("config", readable(touched, *place), future),
         (
             "devices",
             {key: existing.devices[key] for key in (*target.devices, *target.drop_devices) if key in existing.devices},

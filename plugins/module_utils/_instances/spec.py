@@ -21,11 +21,12 @@ from .._values import (
     hostname,
     instance_name,
     mapping,
+    refuse_halves,
     sequence,
     show,
     text,
 )
-from . import config, images, merge, mounts, waits, wishes
+from . import config, images, merge, mounts, stops, waits, wishes
 
 STATES = ("started", "stopped", "frozen", "restarted", "absent")
 TYPES = ("container", "virtual-machine")
@@ -54,12 +55,22 @@ ITEM_KEYS = (
     "python",
     "recreate",
     "state",
+    "stop",
     "target",
     "type",
     "wait_for",
 )
+# How a list of these is written.
+_LISTS = {
+    "depends_on": "[db-1]",
+    "hostnames": "[db.example.org]",
+    "mounts": "[/srv/data:/data]",
+    "profiles": "[default]",
+    "proxy": proxy_spec.EXAMPLE,
+}
 # Not for all at once.
 NO_DEFAULTS = ("name", "address", "copy_of")
+_TOLD_OF_IMAGE = tuple(key for key in images.KEYS if key != "secret")
 _TARGET = re.compile(r"@?[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 ARGUMENTS: dict[str, t.Any] = {
     # Not for the host's log: values of config may be secrets.
@@ -105,6 +116,7 @@ class InstanceSpec:
     depends_on: tuple[str, ...] = ()
     # None: nothing was said (an address where it has a NIC); empty: nothing is waited for.
     wait_for: t.Optional[tuple[waits.WaitFor, ...]] = None
+    stop: stops.Stop = dataclasses.field(default_factory=stops.Stop)
     # Another image, type or source than that of the existing instance: delete it and make it anew.
     recreate: bool = False
     copy_of: t.Optional[images.CopyOf] = None
@@ -147,11 +159,12 @@ class Desired:
 
 def parse(params: t.Mapping[str, t.Any], project: str) -> Desired:
     """The module's parameters as values. Raises InvalidInput with every problem."""
-    problems = Problems()
+    problems = _Discreet()
     warnings: list[str] = []
     defaults = _defaults(params.get("defaults") or {}, project, problems)
     items = []
     owner = text(params.get("owner") or "", "owner", problems, 64) or ""
+    refuse_halves(owner, "owner", problems)
     for index, raw in enumerate(params["instances"]):
         item = _item(merge.merged(defaults, raw), f"instances[{index}]", project, problems, warnings)
         if item:
@@ -190,9 +203,15 @@ def _defaults(raw: object, project: str, problems: Problems) -> t.Mapping[str, t
 
 def _item(raw: object, path: str, project: str, problems: Problems, warnings: list[str]) -> t.Optional[InstanceSpec]:
     before = len(problems)
-    fields = mapping(raw, path, ITEM_KEYS, problems)
-    if fields is None:
+    if not isinstance(raw, dict):
+        # Not shown: it may be a part of a list that was given as text, with secrets in it.
+        kind = "text" if isinstance(raw, str) else "a list" if isinstance(raw, (list, tuple)) else "no mapping"
+        problems.add_text(f"{path}: is {kind}: must be a mapping with the keys {', '.join(ITEM_KEYS)}")
         return None
+    refuse_halves(raw, path, problems)
+    if len(problems) > before:
+        return None
+    fields = mapping(raw, path, ITEM_KEYS, problems) or {}
     if "name" not in fields:
         problems.add_text(f"{path}.name: missing: every instance needs a name, such as web-1")
     name, inventory_name = _names(fields.get("name"), path, problems, warnings)
@@ -219,6 +238,7 @@ def _item(raw: object, path: str, project: str, problems: Problems, warnings: li
         target=_target(fields, path, problems),
         depends_on=_depends_on(fields, path, name, problems),
         wait_for=waits.parse(fields.get("wait_for"), f"{path}.wait_for", problems),
+        stop=stops.parse(fields.get("stop"), f"{path}.stop", problems),
         copy_of=copy_of,
         recreate=bool(_optional_boolean(fields, "recreate", path, problems)),
         mounts=mounts.parse(shares, devices, problems),
@@ -260,7 +280,7 @@ def _routes_and_mounts(
 
 
 def _list(fields: t.Mapping[str, t.Any], key: str, path: str, problems: Problems) -> list[t.Any]:
-    return sequence(fields.get(key), f"{path}.{key}", problems)
+    return sequence(fields.get(key), f"{path}.{key}", problems, _LISTS[key])
 
 
 def _names(raw: object, path: str, problems: Problems, warnings: list[str]) -> tuple[str, str]:
@@ -339,6 +359,9 @@ def _profiles(fields: t.Mapping[str, t.Any], path: str, problems: Problems) -> t
         return None
     names = _list(fields, "profiles", path, problems)
     parsed = [text(name, f"{path}.profiles[{index}]", problems) for index, name in enumerate(names)]
+    for index, name in enumerate(parsed):
+        if name == "":
+            problems.add(f"{path}.profiles[{index}]", name, "must be the name of a profile, such as default")
     return tuple(name for name in parsed if name)
 
 
@@ -348,29 +371,37 @@ def _hostnames(fields: t.Mapping[str, t.Any], path: str, problems: Problems) -> 
     return tuple(name for name in parsed if name)
 
 
-_HIDDEN = "(hidden)"
+class _Discreet(Problems):
+    """Problems that show no secret, in whatever place of an item it stands."""
+
+    def add(self, path: str, value: object, rule: str) -> None:
+        super().add(path, config.told(value), rule)
 
 
 def hidden(params: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     """The module's parameters as they may be told: without the values of config that may be secrets."""
     items = params.get("instances")
     shown: dict[str, t.Any] = {"defaults": _hidden_item(params.get("defaults"))}
-    shown["instances"] = [_hidden_item(one) for one in items] if isinstance(items, list) else items
+    shown["instances"] = [_hidden_item(one) for one in items] if isinstance(items, list) else config.UNTOLD
     return {**params, **shown}
 
 
 def _hidden_item(item: t.Any) -> t.Any:
     if not isinstance(item, dict):
-        return item
-    shown = dict(item)
-    if isinstance(item.get("config"), dict):
-        shown["config"] = {
-            key: _HIDDEN if config.is_secret(str(key)) else value for key, value in item["config"].items()
-        }
-    if isinstance(item.get("cloud_init"), dict):
-        shown["cloud_init"] = dict.fromkeys(item["cloud_init"], _HIDDEN)
-    elif item.get("cloud_init"):
-        shown["cloud_init"] = _HIDDEN
-    if isinstance(item.get("image"), dict) and item["image"].get("secret"):
-        shown["image"] = {**item["image"], "secret": _HIDDEN}
-    return shown
+        # It may be a part of a list that was given as text.
+        return config.UNTOLD if item else item
+    return {key: _hidden_word(key, value) for key, value in item.items()}
+
+
+def _hidden_word(key: t.Any, value: t.Any) -> t.Any:
+    """What an item says under a key. Under one that is mistyped, nobody knows what stands."""
+    if value is None:
+        return value
+    if key == "config":
+        return config.told_config(value)
+    if key == "cloud_init" and isinstance(value, dict):
+        return dict.fromkeys(value, config.UNTOLD)
+    if key == "image" and isinstance(value, dict):
+        return {word: config.told(one) if word in _TOLD_OF_IMAGE else config.UNTOLD for word, one in value.items()}
+    plain = isinstance(value, str) if key == "image" else key in ITEM_KEYS and key != "cloud_init"
+    return config.told(value) if plain else config.UNTOLD

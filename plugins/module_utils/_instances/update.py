@@ -17,6 +17,7 @@ from .. import _keys
 from .._server.snapshot import Instance
 from .._values import canonical_json
 from . import values
+from .config import is_secret
 from .spec import InstanceSpec
 from .states import like
 
@@ -40,20 +41,31 @@ class Update:
         nothing = self.profiles is None and self.description is None and self.ephemeral is None
         return nothing and not (self.config or self.devices or self.drop_devices)
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What is written, in the words of Notes, and the names of other fields; our own record where it is alone."""
+        found = [f"config.{key}" for key in self.config if key != _keys.MANAGED]
+        found += [f"devices.{name}" for name in (*self.devices, *self.drop_devices)]
+        found += [name for name in ("profiles", "description", "ephemeral") if getattr(self, name) is not None]
+        return tuple(sorted(found)) or tuple(f"config.{key}" for key in self.config)
+
 
 @dataclasses.dataclass(frozen=True)
 class Notes:
     """What an update records besides what is declared, so that it is not asked or done again.
 
     ``python``: an interpreter is known to be there. ``ready``: what is waited for has come true. ``waits``: parts of
-    this update that the instance takes up at its next start. ``held``: parts that are left out, since the server
-    refuses them while the instance runs. Both as ``config.KEY`` or ``devices.NAME``; ``held`` may have ``profiles``.
+    this update that the instance takes up at its next start, or that ask for a restart anyway. ``held``: parts that are
+    left out, since the server refuses them while the instance runs. Both as ``config.KEY`` or ``devices.NAME``, and
+    names of other fields such as ``profiles``.
+    ``starts``: a start comes after this update, and what had come true has to come true again.
     """
 
     python: bool = False
     ready: bool = False
     waits: tuple[str, ...] = ()
     held: tuple[str, ...] = ()
+    starts: bool = False
 
 
 NOTHING = Notes()
@@ -69,6 +81,25 @@ def digest(value: t.Any, key: str = "") -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
 
 
+def guarded(value: str, key: str, uuid: str) -> str:
+    """The hash of a value of config that is kept on the instance. A guest can read it: that of a secret is mixed with
+    the instance's own UUID, which no container knows, so that nobody can try passwords against it."""
+    if not is_secret(key):
+        return digest(value, key)
+    return digest([uuid, key, value]) if uuid else ""
+
+
+def uuid_of(existing: Instance) -> str:
+    """What the server alone tells an instance by."""
+    return existing.config.get("volatile.uuid", "")
+
+
+def is_its_uuid(kept: object, existing: Instance) -> bool:
+    """Whether a record is that of this instance, not of one that it is a copy of. Once, the UUID itself was kept."""
+    uuid = uuid_of(existing)
+    return bool(uuid) and kept in (uuid, digest(uuid))
+
+
 def desired_update(item: InstanceSpec, existing: Instance, pins: Devices, notes: Notes = NOTHING) -> Update:
     """What is to be written so that an instance is as declared: three ways, between what is declared, what the last
     run declared (with hashes of the values) and what is there now. What others set is left alone."""
@@ -78,7 +109,7 @@ def desired_update(item: InstanceSpec, existing: Instance, pins: Devices, notes:
     config[_keys.MANAGED] = _keys.encode(record, item.project, item.name)
     # To a server, an empty value is none.
     changed = {key: value for key, value in config.items() if not values.same(key, existing.config.get(key, ""), value)}
-    for key in (*stale(last.get("config"), existing.config, config), *_copied(existing)):
+    for key in (*stale(last.get("config"), existing.config, config, uuid_of(existing)), *_copied(existing)):
         changed.setdefault(key, "")
     held = set(notes.held)
     profiles = None if "profiles" in held or item.profiles == existing.profiles else item.profiles
@@ -108,7 +139,7 @@ def _recorded_now(
 ) -> dict[str, t.Any]:
     last = recorded(existing)
     record: dict[str, t.Any] = {
-        "config": {key: digest(value, key) for key, value in config.items()},
+        "config": {key: guarded(value, key, uuid_of(existing)) for key, value in config.items()},
         "devices": {key: digest(value) for key, value in devices.items()},
     }
     _keep_held(record, last, notes.held)
@@ -117,7 +148,7 @@ def _recorded_now(
         record["pins"] = made
     if notes.python or (item.python and last.get("python")):
         record["python"] = True
-    if item.wait_for and (notes.ready or last.get("ready") == expectation(item)):
+    if item.wait_for and (notes.ready or (is_ready(item, existing) and not notes.starts)):
         record["ready"] = expectation(item)
     if item.depends_on:
         record["depends_on"] = list(item.depends_on)
@@ -130,9 +161,9 @@ def _recorded_now(
     elif "restart" in last:
         record["restart"] = last["restart"]
     # It tells a renamed instance from a copy. Alone, it is not worth a write.
-    uuid = existing.config.get("volatile.uuid")
+    uuid = uuid_of(existing)
     if uuid and record != {key: value for key, value in last.items() if key != "uuid"}:
-        record["uuid"] = uuid
+        record["uuid"] = digest(uuid)
     elif "uuid" in last:
         record["uuid"] = last["uuid"]
     return record
@@ -150,6 +181,11 @@ def _keep_held(record: dict[str, t.Any], last: t.Mapping[str, t.Any], held: t.It
 def expectation(item: InstanceSpec) -> str:
     """The hash of what an instance is waited for."""
     return digest([str(one) for one in item.wait_for or ()])
+
+
+def is_ready(item: InstanceSpec, existing: Instance) -> bool:
+    """Whether it is recorded that what an instance is waited for has come true."""
+    return recorded(existing).get("ready") == expectation(item)
 
 
 def origin(item: InstanceSpec) -> str:
@@ -174,14 +210,17 @@ def _copied(existing: Instance) -> tuple[str, ...]:
     return tuple(key for key in _keys.ALL if _keys.of_another(existing.config, key, *place) is not None)
 
 
-def stale(last: object, present: t.Mapping[str, t.Any], declared: t.Container[str]) -> tuple[str, ...]:
-    """What the last run declared, is no longer declared, and is still as it was left."""
+def stale(last: object, present: t.Mapping[str, t.Any], declared: t.Container[str], uuid: str = "") -> tuple[str, ...]:
+    """What the last run declared, is no longer declared, and is still as it was left. Of a secret, earlier releases
+    have kept a plain hash."""
     if not isinstance(last, dict):
         return ()
     return tuple(
         key
         for key, was in sorted(last.items())
-        if key not in declared and key in present and digest(present[key], key) == was
+        if key not in declared
+        and key in present
+        and (was == digest(present[key], key) or (uuid and was == guarded(present[key], key, uuid)))
     )
 
 

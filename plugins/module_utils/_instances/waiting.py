@@ -16,6 +16,7 @@ from .._server import snapshot
 from .._server.driver import Driver, api
 from .._server.snapshot import Instance, Network, Nic
 from . import causes
+from .addresses import NOWHERE
 from .readiness import Verdict, by_hwaddr, cloud_init, expects_address, listens, system
 from .spec import InstanceSpec
 from .states import like
@@ -43,28 +44,31 @@ class Waiter:
         self.query = {"project": spec.project}
         self.seen = "nothing yet"
         self.found: dict[str, tuple[str, ...]] = {}
+        # As read before the wait.
+        self.existing: Instance
 
-    def ready(self, pinned: t.Container[str]) -> dict[str, str]:
+    def ready(self, pinned: t.Container[str]) -> dict[str, tuple[str, ...]]:
         """Wait for all that is to be waited for; returns the IPv4 addresses by device. Raises DeadlinePassed with the
         last state seen, and at once where the instance dies."""
         deadline = time.monotonic() + self.timeout
         existing = Instance.from_api(self.driver.request("GET", self.path, query=self.query).metadata)
+        self.existing = existing
         if self.spec.wait_for is None:
             self._default(existing, pinned, deadline)
         for one in self.spec.wait_for or ():
             self._until(one, existing, pinned, deadline)
-        ipv4 = {device: [one for one in some if "." in one] for device, some in self.found.items()}
-        return {device: some[0] for device, some in ipv4.items() if some}
+        return {device: tuple(one for one in some if "." in one) for device, some in self.found.items()}
 
     # --- addresses ----------------------------------------------------------------------------------------------------
 
     def _default(self, existing: Instance, pinned: t.Container[str], deadline: float) -> None:
-        """The first NIC on a network has an address, and every pinned one has an IPv4 address. A network that gives
-        none is not waited for; one that nobody knows is given up, with a warning."""
+        """The first NIC on a network has an address, and every pinned one has one of the family that it is pinned in. A
+        network that gives none is not waited for; one that nobody knows is given up, with a warning."""
         nics = [nic for nic in existing.nics if nic.network]
-        wanted = [(nic, 4 if nic.device in pinned else 0) for nic in nics if nic.device in pinned]
+        wanted = [(nic, _family(nic)) for nic in nics if nic.device in pinned]
         if nics and nics[0].device not in pinned:
-            wanted.insert(0, (nics[0], 0))
+            declared = "ipv4.address" in self.spec.devices.get(nics[0].device, {})
+            wanted.insert(0, (nics[0], _family(nics[0]) if declared else 0))
         for nic, family in wanted:
             expects = nic.device in pinned or expects_address(nic, self.networks().get(nic.network))
             if expects is False:
@@ -152,6 +156,11 @@ class Waiter:
         return done.rc, (done.stdout + b"\n" + done.stderr).decode("utf-8", "replace")
 
 
+def _family(nic: Nic) -> int:
+    """The family of the address that a NIC is pinned to; of both, IPv4. 0: of none."""
+    return 4 if nic.ipv4 not in NOWHERE else 6 if nic.ipv6 not in NOWHERE else 0
+
+
 class _Late(DeadlinePassed):
     """What was waited for did not come true in time."""
 
@@ -180,7 +189,7 @@ def last_words(driver: Driver, spec: InstanceSpec) -> str:
         if lines:
             told.append(f" Its {title} ends with: {' | '.join(lines)}.")
         else:
-            told.append(f" Its {title} is empty.")
+            told.append(f" Its {title} says nothing.")
     return "".join(told) + causes.advice(everything)
 
 

@@ -13,6 +13,7 @@ import ipaddress
 import typing as t
 
 from .._values import Problems, address, interface, mapping
+from .addresses import NOWHERE, plain
 
 KEYS = ("nic", "ipv4", "ipv6")
 RULE = "must be an address such as 192.0.2.10, a range such as 192.0.2.0/28, or a mapping with nic, ipv4, ipv6"
@@ -30,13 +31,17 @@ class Wish:
 
     def met(self, ipv4: str, ipv6: str) -> bool:
         """Whether pinned addresses are what is wished."""
-        return (not self.ipv4 or self.allows(ipv4)) and self.ipv6 in ("", ipv6)
+        return (not self.ipv4 or self.allows(ipv4)) and self.ipv6 in ("", plain(ipv6))
 
     def allows(self, ipv4: str) -> bool:
         """Whether an IPv4 address is as wished."""
-        if not ipv4 or ipv4 == "none":
+        if ipv4 in NOWHERE:
             return False
-        return ipaddress.ip_address(ipv4) in ipaddress.ip_network(self.ipv4) if self.ipv4 else True
+        try:
+            return ipaddress.ip_address(ipv4) in ipaddress.ip_network(self.ipv4) if self.ipv4 else True
+        except ValueError:
+            # A device of the type routed or ipvlan may have several, and with their masks.
+            return False
 
 
 def parse(raw: object, path: str, problems: Problems) -> t.Optional[Wish]:
@@ -64,6 +69,9 @@ def parse(raw: object, path: str, problems: Problems) -> t.Optional[Wish]:
 
 def _one(raw: object, path: str, problems: Problems, version: int) -> str:
     """An address, or for IPv4 a range whose host bits are not set."""
+    if isinstance(raw, str) and "/" in raw and version == 6:
+        problems.add(path, raw, "must be one IPv6 address, such as 2001:db8::10: ranges are for IPv4 only")
+        return ""
     if isinstance(raw, str) and "/" in raw and version == 4:
         try:
             return str(ipaddress.IPv4Network(raw))
@@ -74,6 +82,9 @@ def _one(raw: object, path: str, problems: Problems, version: int) -> str:
     found = address(raw, path, problems)
     if found is not None and found.version != version:
         problems.add(path, raw, f"must be an IPv{version} address")
+        return ""
+    if found is not None and (found.is_unspecified or found.is_loopback or found.is_multicast):
+        problems.add(path, raw, "is none that an instance can have")
         return ""
     return str(found) if found is not None else ""
 

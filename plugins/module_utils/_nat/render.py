@@ -250,10 +250,14 @@ def persistence(flavor: str, tables: t.Sequence[Wanted], folder: str) -> Persist
 
 def _jump_command(table: str, rule: Rule, folder: str) -> str:
     """One jump, made unless it is there. Docker makes its chain when it starts, which may be later."""
-    attempts = [rule] if table == "nat" or rule.chain == "FORWARD" else [rule, rule._replace(chain="FORWARD")]
     tool = f"{folder}/iptables --wait 30 -t {table}"
-    tries = [
-        f"{tool} {one.line('-C')} 2>/dev/null || {tool} {Rule(one.chain, ('1', *one.tokens)).line('-I')}"
-        for one in attempts
-    ]
-    return f"ExecStart=/bin/sh -c '{' || '.join(tries)}'"
+
+    def made(one: Rule) -> str:
+        there = f"{tool} {one.line('-C')} 2>/dev/null"
+        return f"{{ {there} || {tool} {Rule(one.chain, ('1', *one.tokens)).line('-I')}; }}"
+
+    tries = made(rule)
+    if table == "filter" and rule.chain != "FORWARD":
+        comes_there = f"{tool} {Rule('FORWARD', ('-j', rule.chain)).line('-C')} 2>/dev/null"
+        tries = f"{comes_there} && {tries} || {made(rule._replace(chain='FORWARD'))}"
+    return f"ExecStart=/bin/sh -c '{tries}'"

@@ -18,17 +18,13 @@ from .._values import PortRange, Problems
 ENTRY_KEYS = ("extif", "extaddr", "intif", "extport", "intport", "proto")
 PROTOCOLS = ("tcp", "udp")
 POLICY_KEYS = ("projects", "ports", "interfaces")
+EXAMPLE = "[{extport: 8080, intport: 80}]"
+_EXTADDR_RULE = "must be an IPv4 address without prefix length, such as 192.0.2.10"
 
 ARGUMENTS: dict[str, t.Any] = {
     "declared": {"type": "list", "elements": "dict", "default": []},
-    "nat_policy": {
-        "type": "dict",
-        "options": {
-            "projects": {"type": "list", "elements": "str", "default": []},
-            "ports": {"type": "list", "elements": "str"},
-            "interfaces": {"type": "list", "elements": "str"},
-        },
-    },
+    # Raw: Ansible's own check would tell of one mistake alone, and suggest nothing.
+    "nat_policy": {"type": "raw"},
     "persist": {"type": "str", "choices": ["auto", "true", "false"], "default": "auto"},
     "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
 }
@@ -101,7 +97,7 @@ def parse_entries(raw: object, path: str, problems: Problems) -> tuple[NatEntry,
     """An instance's ``nat`` list. ``proto: both`` makes two entries. What cannot be meant is added to ``problems``."""
     entries: list[NatEntry] = []
     places: list[str] = []
-    for index, one in enumerate(_values.sequence(raw, path, problems)):
+    for index, one in enumerate(_values.sequence(raw, path, problems, EXAMPLE)):
         place = f"{path}[{index}]"
         for entry in _parse_entry(one, place, problems):
             for earlier, before in zip(places, entries):
@@ -143,7 +139,7 @@ def _protocols(raw: object, path: str, problems: Problems) -> tuple[str, ...]:
 
 def _external_address(raw: object, path: str, problems: Problems) -> t.Optional[str]:
     """An IPv4 address of the host. 0.0.0.0 means every address, as if it had not been said."""
-    parsed = _values.address(raw, path, problems)
+    parsed = _values.address(raw, path, problems, _EXTADDR_RULE)
     if parsed is None or str(parsed) == "0.0.0.0":
         return None
     if not isinstance(parsed, ipaddress.IPv4Address):
@@ -167,18 +163,21 @@ def parse(params: t.Mapping[str, t.Any], project: str) -> Desired:
         for key in ("project", "name", "status"):
             if not isinstance(item.get(key), str):
                 problems.add(f"declared[{index}].{key}", item.get(key), "must be as mage.lxd.instances returned it")
-    policy = _parse_policy(params.get("nat_policy") or {}, problems)
+    policy = _parse_policy(params.get("nat_policy"), "nat_policy", problems)
     problems.raise_if_any()
     persist = {"true": True, "false": False}.get(str(params.get("persist")))
     return Desired(declared, policy, persist, params.get("state") != "absent")
 
 
-def _parse_policy(raw: t.Mapping[str, t.Any], problems: Problems) -> Policy:
-    ports, interfaces = raw.get("ports"), raw.get("interfaces")
-    ranges = [_values.port_range(one, f"nat_policy.ports[{i}]", problems) for i, one in enumerate(ports or ())]
-    names = [_values.interface(one, f"nat_policy.interfaces[{i}]", problems) for i, one in enumerate(interfaces or ())]
+def _parse_policy(raw: object, path: str, problems: Problems) -> Policy:
+    said = {} if raw is None else _values.mapping(raw, path, POLICY_KEYS, problems) or {}
+    projects = _values.words(said.get("projects"), f"{path}.projects", problems, "[customer-a]")
+    ports = _values.sequence(said.get("ports"), f"{path}.ports", problems, "[80, 8000-8999]")
+    names = _values.sequence(said.get("interfaces"), f"{path}.interfaces", problems, "[enp3s0]")
+    ranges = [_values.port_range(one, f"{path}.ports[{index}]", problems) for index, one in enumerate(ports)]
+    interfaces = [_values.interface(one, f"{path}.interfaces[{index}]", problems) for index, one in enumerate(names)]
     return Policy(
-        projects=frozenset(raw.get("projects") or ()),
-        ports=None if ports is None else tuple(one for one in ranges if one),
-        interfaces=None if interfaces is None else tuple(one for one in names if one),
+        projects=frozenset(projects),
+        ports=tuple(one for one in ranges if one) if "ports" in said else None,
+        interfaces=tuple(one for one in interfaces if one) if "interfaces" in said else None,
     )

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import hashlib
 import io
 import tarfile
 import typing as t
@@ -31,13 +31,20 @@ _ATTEMPTS = 3
 
 def observe(desired: Desired, context: Context) -> Observed:
     """Read the server once, and the proxy's instance if it runs."""
+    return _observe(desired, context)
+
+
+def _observe(desired: Desired, context: Context, live: t.Optional[Live] = None) -> Observed:
+    """Read who publishes; what is served only where it was not read before."""
     driver = context.driver
     found = snapshot.read(driver, wants_address=_publishes, with_projects=True)
     proxy = found.find(desired.project, desired.instance)
+    if live is None:
+        live = _read_live(desired, driver) if proxy and proxy.running else Live()
     return Observed(
         publishers=published.publishers(found, desired.declared, planned=context.check_mode),
         networks=frozenset(nic.network for nic in proxy.nics) if proxy else frozenset(),
-        live=_read_live(desired, driver) if proxy and proxy.running else Live(),
+        live=live,
     )
 
 
@@ -55,17 +62,22 @@ def _read_live(desired: Desired, driver: Driver) -> Live:
 
 
 def apply(desired: Desired, observed: Observed, current: ProxyPlan, context: Context) -> Report:
-    """Install nginx if it is missing, write the hosts file, and bring nginx to the plan.
+    """Install nginx if it is missing, bring nginx to the plan, and write the hosts file.
 
     Where nginx refuses a location that this run did not declare, the rest is brought in without it.
     """
-    driver = context.driver
-    if not observed.live.facts.version:
+    driver, live = context.driver, observed.live
+    if not live.facts.version:
         install.install(driver, desired.instance, _packages.NGINX, desired.project, _INSTALL_TIMEOUT)
-        observed = dataclasses.replace(observed, live=_read_live(desired, driver))
-    final = _serve(desired, observed, plan(desired, observed, False), driver)
-    if final.hosts != observed.live.hosts:
-        _write_hosts(desired, driver, final.hosts)
+        live = _read_live(desired, driver)
+    for _attempt in range(_ATTEMPTS):
+        final, live = _serve(desired, live, context)
+        if _write_hosts(desired, driver, live.hosts, final.hosts):
+            break
+        live = _read_live(desired, driver)
+    else:
+        cause = f"not as wanted after {_ATTEMPTS} attempts: somebody else changes it at the same time"
+        raise MageError(f"{desired.project}/{desired.instance}: /etc/hosts: {cause}")
     told = set(current.warnings)
     return Report(warnings=tuple(one for one in final.warnings if one not in told), values=present(final))
 
@@ -77,23 +89,27 @@ def result(
     return report.values if report else present(current)
 
 
-def _serve(desired: Desired, observed: Observed, current: ProxyPlan, driver: Driver) -> ProxyPlan:
+def _serve(desired: Desired, live: Live, context: Context) -> tuple[ProxyPlan, Live]:
+    """Bring nginx to what the instances publish. What they do is read after what is served: then nothing that another
+    run brings in between is undone, since nginx's folder has moved."""
     refused: dict[str, str] = {}
     moved = 0
+    observed = _observe(desired, context, live)
+    current = plan(desired, observed, False)
     while current.stale(observed.live):
-        answer = converge(desired, observed.live, current.files, driver)
+        answer = converge(desired, observed.live, current.files, context.driver)
         if answer.rc == 0:
             break
         if answer.rc == scripts.REFUSED:
             refused.update(blamed(_text(answer), current, observed))
         elif answer.rc == scripts.MOVED and moved < _ATTEMPTS:
             moved += 1
-            observed = dataclasses.replace(observed, live=_read_live(desired, driver))
+            observed = _observe(desired, context, _read_live(desired, context.driver))
         else:
             kept = "the former configuration is served" if answer.rc == scripts.NOT_SERVED else "nothing was changed"
             raise MageError(f"{desired.project}/{desired.instance}: {kept}: {_text(answer)}")
         current = plan(desired, observed, False, refused)
-    return current
+    return current, observed.live
 
 
 def converge(desired: Desired, live: Live, files: t.Mapping[str, str], driver: Driver) -> Completed:
@@ -101,11 +117,17 @@ def converge(desired: Desired, live: Live, files: t.Mapping[str, str], driver: D
     return _shell(desired, driver, scripts.CONVERGE, arguments, _pack(files), _WRITE_TIMEOUT)
 
 
-def _write_hosts(desired: Desired, driver: Driver, text: str) -> None:
+def _write_hosts(desired: Desired, driver: Driver, before: str, text: str) -> bool:
+    """Write the hosts file, unless somebody else has written it since it was read: then False."""
+    if text == before:
+        return True
     data = text.encode("utf-8", "surrogateescape")
-    answer = _shell(desired, driver, scripts.WRITE_HOSTS, (str(len(data)),), data, _READ_TIMEOUT)
-    if answer.rc:
+    expected = hashlib.sha256(before.encode("utf-8", "surrogateescape")).hexdigest()
+    arguments = (desired.config_dir, str(len(data)), expected)
+    answer = _shell(desired, driver, scripts.WRITE_HOSTS, arguments, data, _WRITE_TIMEOUT)
+    if answer.rc not in (0, scripts.MOVED):
         raise CommandFailed(("writing", "/etc/hosts"), answer.rc, _text(answer))
+    return answer.rc == 0
 
 
 def _shell(

@@ -80,7 +80,8 @@ def plan(
     """
     live = observed.live
     notes = Notes()
-    vhosts, names = wanted(desired.policy, observed.publishers, observed.networks, live.facts, notes)
+    now = render.served(live.files)
+    vhosts, names = wanted(desired.policy, observed.publishers, observed.networks, live.facts, notes, now)
     known = {**render.refused_from(live.files.get(render.REFUSED, "")), **(refused or {})}
     vhosts, still = _without(vhosts, known, live.facts, observed.publishers, notes)
     notes.problems.raise_if_any()

@@ -35,6 +35,8 @@ HOSTS_END = "# END mage.lxd"
 _HOSTS_BLOCK = re.compile(
     rf"^{re.escape(HOSTS_BEGIN)}\n(?:(?!{re.escape(HOSTS_BEGIN)}).*\n)*?{re.escape(HOSTS_END)}(?:\n|\Z)", re.MULTILINE
 )
+_SERVER_NAME = re.compile(r"^    server_name (\S+);$", re.MULTILINE)
+_OF = re.compile(rf"^    {PATH_MARK}(\S+) of ([^()\n]+?)(?: \(([0-9a-f]+)\))?$", re.MULTILINE)
 _WORD = re.compile(r"[A-Za-z0-9_.:/@*\[\]-]+", re.ASCII)
 _QUOTABLE = re.compile(r"[^\x00-\x1f\x7f\"\\$']*")
 
@@ -56,12 +58,14 @@ class Target:
 
 @dataclasses.dataclass(frozen=True)
 class Location:
-    """A path of a vhost. ``owners`` are the instances that ask for it, as project/name, sorted."""
+    """A path of a vhost. ``owners`` are the instances that ask for it, as project/name, sorted. ``mark`` is short for
+    what they ask for."""
 
     path: str
     target: Target
     owners: tuple[str, ...]
     raw: str = ""
+    mark: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +132,23 @@ def path_at(text: str, line: int) -> str:
         if stripped.startswith(PATH_MARK):
             return stripped[len(PATH_MARK) :].partition(" ")[0]
     return ""
+
+
+class Served(t.NamedTuple):
+    """Who a path of a vhost is served for now: their ``label``, and the mark of what they asked for."""
+
+    owners: frozenset[str]
+    mark: str
+
+
+def served(files: t.Mapping[str, str]) -> dict[tuple[str, str], Served]:
+    """What a configuration says of its vhosts, by name and path."""
+    found: dict[tuple[str, str], Served] = {}
+    for path, text in files.items():
+        name = _SERVER_NAME.search(text) if path.startswith(f"{VHOSTS}/") else None
+        for line in _OF.finditer(text) if name else ():
+            found[name[1] if name else "", line[1]] = Served(frozenset(line[2].split()), line[3] or "")
+    return found
 
 
 def quoted(*parts: str) -> str:
@@ -202,6 +223,8 @@ http {{
     proxy_set_header Forwarded "";
     proxy_set_header Proxy "";
     proxy_ssl_server_name on;
+    # Else a backend is asked for by the name of its upstream, which nobody but this nginx knows.
+    proxy_ssl_name $host;
 
     # An unknown host: the connection is closed without an answer.
     server {{
@@ -266,7 +289,8 @@ def _vhost(vhost: Vhost) -> str:
 def _location(vhost: str, location: Location, paths: t.Sequence[str] = ()) -> list[str]:
     """A path that ends in a slash holds all below it. One that does not holds itself and all below it: /api is not
     /apis. The longest wins."""
-    mark = f"    {PATH_MARK}{quoted(location.path)[1:-1]} of {' '.join(_label(one) for one in location.owners)}"
+    mark = f"    {PATH_MARK}{quoted(location.path)[1:-1]} of {' '.join(label(one) for one in location.owners)}"
+    mark += f" ({_word(location.mark)})" if location.mark else ""
     blocks = [(location.path, location.path, location.target.path)]
     if not location.path.endswith("/"):
         below = location.path + "/"
@@ -305,9 +329,9 @@ def _pattern(path: str) -> str:
     return re.sub(r"([.()*+])", r"\\\1", path)
 
 
-def _label(label: str) -> str:
+def label(text: str) -> str:
     """An instance's name for a comment; projects may have stranger names than nginx should read."""
-    return re.sub(r"[^A-Za-z0-9_./-]", "?", label)
+    return re.sub(r"[^A-Za-z0-9_./-]", "?", text)
 
 
 def _probe(name: str, names: t.Container[str]) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from .plan import LINKS
 from .render import MAIN, PROBE_NAME, PROBES
 
-# Exit codes of CONVERGE.
+# Exit codes of CONVERGE and of WRITE_HOSTS.
 REFUSED = 65
 NOT_SERVED = 66
 BUSY = 75
@@ -26,6 +26,19 @@ running() {
     done
     return 1
 }
+"""
+
+# Runs side by side come one after another.
+_LOCK = f"""
+mage=$dir/mage
+mkdir -p "$mage/before" || exit 1
+exec 9>"$mage/lock"
+tries=0
+until flock -n 9; do
+    tries=$((tries + 1))
+    [ "$tries" -lt 600 ] || {{ echo "another run has held $mage/lock for 2 minutes"; exit {BUSY}; }}
+    sleep 0.2
+done
 """
 
 # ask HOST: the last line of what nginx answers a probe for HOST; it reaches no backend.
@@ -77,18 +90,13 @@ exit 0
 CONVERGE = (
     _COMMON
     + _ASK
-    + f"""
+    + """
 set -u
 umask 022
-dir=$1 generation=$2 expected=$3 mage=$1/mage
-mkdir -p "$mage/before" || exit 1
-exec 9>"$mage/lock"
-tries=0
-until flock -n 9; do
-    tries=$((tries + 1))
-    [ "$tries" -lt 600 ] || {{ echo "another run has held $mage/lock for 2 minutes"; exit {BUSY}; }}
-    sleep 0.2
-done
+dir=$1 generation=$2 expected=$3
+"""
+    + _LOCK
+    + f"""
 current=$(readlink "$mage/current" || :)
 [ "$current" = "$expected" ] || {{ echo "now: $current"; exit {MOVED}; }}
 
@@ -162,10 +170,19 @@ exit 0
 """
 )
 
-# sh -c WRITE_HOSTS sh SIZE, the hosts file on stdin.
-WRITE_HOSTS = """
+# sh -c WRITE_HOSTS sh FOLDER SIZE EXPECTED, the hosts file on stdin. EXPECTED is the SHA-256 of the one that was read.
+WRITE_HOSTS = (
+    _COMMON
+    + """
 umask 022
+dir=$1 size=$2 expected=$3
+"""
+    + _LOCK
+    + f"""
+now=$(sha256sum </etc/hosts) || exit 1
+[ "${{now%% *}}" = "$expected" ] || exit {MOVED}
 cat >/etc/hosts.mage-new || exit 1
-[ "$(($(wc -c </etc/hosts.mage-new)))" = "$1" ] || { echo "cut short"; exit 1; }
+[ "$(($(wc -c </etc/hosts.mage-new)))" = "$size" ] || {{ echo "cut short"; exit 1; }}
 mv -f /etc/hosts.mage-new /etc/hosts
 """
+)

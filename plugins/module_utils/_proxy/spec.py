@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import re
 import typing as t
 import urllib.parse
@@ -17,6 +18,8 @@ from .. import _values
 from .._values import Problems
 
 KEYS = ("name", "path", "pass", "port", "raw")
+POLICY_KEYS = ("projects", "allow_raw")
+EXAMPLE = "[{name: shop.example.org, port: 80}]"
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
 _BACKEND_RULE = "must be a URL of a server, such as http://192.0.2.10:8080 or https://app.example.org/base/"
@@ -32,14 +35,8 @@ _FOLDER = re.compile(r"(?:/[A-Za-z0-9_][A-Za-z0-9._-]*)+", re.ASCII)
 ARGUMENTS: dict[str, t.Any] = {
     "instance": {"type": "str", "default": "mageproxy"},
     "declared": {"type": "list", "elements": "dict", "default": []},
-    "proxy_policy": {
-        "type": "dict",
-        "apply_defaults": True,
-        "options": {
-            "projects": {"type": "list", "elements": "str", "default": []},
-            "allow_raw": {"type": "bool", "default": False},
-        },
-    },
+    # Raw: Ansible's own check would tell of one mistake alone, and suggest nothing.
+    "proxy_policy": {"type": "raw"},
     "config_dir": {"type": "str", "default": "/etc/nginx"},
     "install": {"type": "bool", "default": True},
 }
@@ -82,6 +79,12 @@ class Route:
     port: int = 80
     backend: t.Optional[Backend] = None
     raw: str = ""
+
+    @property
+    def mark(self) -> str:
+        """A short name for what is served, that two routes share if they are the same but for name and path."""
+        value = {key: said for key, said in self.to_json().items() if key not in ("name", "path")}
+        return hashlib.sha256(_values.canonical_json(value).encode()).hexdigest()[:12]
 
     def to_json(self) -> dict[str, t.Any]:
         """The canonical form, with the keys that a user writes: what ``user.mage.proxy`` holds a list of."""
@@ -126,14 +129,21 @@ def parse(params: t.Mapping[str, t.Any], project: str) -> Desired:
         if not {"project", "name", "status"} <= set(item):
             rule = "must be an item of what mage.lxd.instances returned as instances"
             problems.add(f"declared[{index}]", item, rule)
+    policy = _parse_policy(params.get("proxy_policy"), "proxy_policy", problems)
     problems.raise_if_any()
-    policy = Policy(frozenset(params["proxy_policy"]["projects"]), params["proxy_policy"]["allow_raw"])
     return Desired(name or "", project, tuple(params["declared"]), policy, folder, params["install"])
+
+
+def _parse_policy(raw: object, path: str, problems: Problems) -> Policy:
+    said = {} if raw is None else _values.mapping(raw, path, POLICY_KEYS, problems) or {}
+    projects = _values.words(said.get("projects"), f"{path}.projects", problems, "[shop]")
+    allow_raw = _values.boolean(said.get("allow_raw", False), f"{path}.allow_raw", problems)
+    return Policy(frozenset(projects), bool(allow_raw))
 
 
 def parse_entries(raw: object, path: str, problems: Problems) -> tuple[Route, ...]:
     """The routes of one instance. ``path`` is the field's, such as ``instances[2].proxy``."""
-    entries = _values.sequence(raw, path, problems)
+    entries = _values.sequence(raw, path, problems, EXAMPLE)
     return parse_indexed(list(enumerate(entries)), path, problems)
 
 

@@ -24,6 +24,9 @@ from .options import ServerOptions
 # Seconds after its last stream in which a bridge waits for another one.
 IDLE = 10.0
 _POLL = 1.0
+_GONE = "the bridge to it is gone"
+# How many bridges that end as they are asked are made anew for one socket.
+_TRIES = 3
 
 
 class Trunk(mux.Trunk, t.Protocol):
@@ -46,6 +49,8 @@ class _Waiter:
     def __init__(self, far: socket.socket) -> None:
         self.far = far
         self.done = threading.Event()
+        # Whether the far end may have been asked.
+        self.begun = False
         self.problem: t.Optional[str] = None
 
     def finish(self, problem: t.Optional[str]) -> None:
@@ -63,6 +68,7 @@ class _Near(mux.Mux):
 
     def open(self, waiter: _Waiter) -> None:
         """Have the far end open a stream."""
+        waiter.begun = True
         self._last += 1
         self._waiters[self._last] = waiter
         self.send(self._last, mux.OPEN)
@@ -89,7 +95,7 @@ class _Near(mux.Mux):
         super().close()
         for waiter in self._waiters.values():
             waiter.far.close()
-            waiter.finish("the bridge to it is gone")
+            waiter.finish(_GONE)
         self._waiters.clear()
 
 
@@ -107,7 +113,7 @@ class Bridge:
         threading.Thread(target=self._run, daemon=True).start()
 
     def connect(self, timeout: float) -> t.Optional[socket.socket]:
-        """A socket to the server, or None if the bridge is over. Raises OSError."""
+        """A socket to the server, or None if the bridge ended before it was asked for one. Raises OSError."""
         near, far = socket.socketpair()
         waiter = _Waiter(far)
         with self._lock:
@@ -122,6 +128,8 @@ class Bridge:
             raise TimeoutError
         if waiter.problem is not None:
             near.close()
+            if not waiter.begun:
+                return None
             raise OSError(errno.ECONNABORTED, waiter.problem)
         return near
 
@@ -145,7 +153,8 @@ class Bridge:
             self.over = True
             left, self._new = self._new, []
         for waiter in left:
-            self._near.open(waiter)
+            waiter.far.close()
+            waiter.finish(_GONE)
         self._near.close()
         self._trunk.close()
         self._bell.close()
@@ -170,7 +179,8 @@ class Registry:
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._bridges: dict[ServerOptions, Bridge] = {}
-        self._makers: dict[ServerOptions, threading.Lock] = {}
+        # What makes a bridge may itself ask for it: what opens the way of an ssh login does.
+        self._makers: dict[ServerOptions, t.ContextManager[t.Any]] = {}
 
     def serves(self, options: ServerOptions) -> bool:
         """Whether there is a bridge to a server."""
@@ -182,17 +192,20 @@ class Registry:
         if self._pid != os.getpid():
             self._reset()
         with self._lock:
-            maker = self._makers.setdefault(options, threading.Lock())
-        with maker:
-            bridge = self._bridges.get(options)
-            if bridge is None or bridge.over:
-                made = make()
-                if isinstance(made, socket.socket):
-                    return made
-                self._bridges[options] = bridge = made
-        found = bridge.connect(options.connect_timeout)
-        # It may have ended of itself in this very moment.
-        return self.socket(options, make) if found is None else found
+            maker = self._makers.setdefault(options, threading.RLock())
+        for _time in range(_TRIES):
+            with maker:
+                bridge = self._bridges.get(options)
+                if bridge is None or bridge.over:
+                    made = make()
+                    if isinstance(made, socket.socket):
+                        return made
+                    self._bridges[options] = bridge = made
+            found = bridge.connect(options.connect_timeout)
+            if found is not None:
+                return found
+            # It has ended of itself in this very moment.
+        raise OSError(errno.ECONNABORTED, _GONE)
 
 
 def joined(trunk: Trunk, options: ServerOptions, host: str) -> t.Union[Bridge, socket.socket]:
@@ -212,7 +225,7 @@ def joined(trunk: Trunk, options: ServerOptions, host: str) -> t.Union[Bridge, s
                 raise ServerUnreachable(options.shown, trunk.told or f"{host} is gone ({e})") from e
             answer = lookup.first_line(head)
         early = lookup.after_first_line(head)
-        lookup.check(answer, options.shown, host)
+        lookup.check(answer, options, host)
         if answer.word == "python":
             return Bridge(trunk)
         near, far = socket.socketpair()

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import posixpath
 import typing as t
@@ -24,18 +23,24 @@ from .._errors import (
     ServerUnreachable,
 )
 from . import cli_exec, cli_texts, files, operations, runner, sockets, transport, trust
+from .command import Command, Ended, Gate
 from .core import CoreDriver
 from .driver import Completed, Response, api, error_for
-from .exec import Command, Ended, Gate
 from .options import SOCKETS, ServerOptions
 from .relay import Relay
+from .whole import WholeFiles
 
 PROGRAMS = {"lxd": "lxc", "incus": "incus"}
 _NO_SUCH_COMMAND = 127
+# What a file of the kernel's own claims to hold at most, and how long reading one may take.
+_PAGE = 1 << 16
+_SAID_WITHIN = 60.0
+# Seconds after which a client that edits has probably missed that it is done.
+_MISSED = 30.0
 _CONSOLE_HEAD = b"\nConsole log:\n\n"
 
 
-class CliDriver:
+class CliDriver(WholeFiles):
     """A way to one server by its client program. See ``driver.Driver``; safe to share between threads.
 
     Without a runner, the client runs on this machine. ``requests`` counts as a transport does: (method, path).
@@ -144,9 +149,16 @@ class CliDriver:
     def _edit(
         self, edit: cli_texts.Edit, flags: t.Sequence[str], body: t.Mapping[str, t.Any], asked: _Asked
     ) -> Response:
-        """The client waits for the operation itself."""
-        stdin = cli_texts.as_yaml(body)
-        self._run([*edit.command, *flags, "--", edit.operand], asked._replace(timeout=self.options.timeout), stdin)
+        """The client waits for the operation itself, and LXD's now and then misses its end. To write the same once more
+        does no harm."""
+        words, stdin = [*edit.command, *flags, "--", edit.operand], cli_texts.as_yaml(body)
+        late = asked._replace(timeout=self.options.timeout)
+        try:
+            self._run(words, late._replace(timeout=min(late.timeout, _MISSED)), stdin)
+        except DeadlinePassed:
+            if late.timeout <= _MISSED:
+                raise
+            self._run(words, late, stdin)
         return _DONE
 
     def _create(self, creation: cli_texts.Creation, flags: t.Sequence[str], asked: _Asked) -> Response:
@@ -194,35 +206,26 @@ class CliDriver:
         cwd: t.Optional[str] = None,
         gate: t.Optional[Gate] = None,
         ended: t.Optional[Ended] = None,
+        output: t.Optional[t.BinaryIO] = None,
     ) -> Completed:
         """Run a command in a running instance and wait for its end; as root in /root, unless told otherwise.
 
-        Raises DeadlinePassed after ``timeout`` seconds, having killed the command.
+        Standard output goes to ``output`` if that is given. Raises DeadlinePassed after ``timeout`` seconds, having
+        killed the command.
         """
         self.requests.append(("POST", f"/1.0/instances/{instance}/exec"))
-        command = Command(instance, argv, project, stdin, environment or {}, user, group, cwd, timeout, gate, ended)
+        command = Command(
+            instance, argv, project, stdin, environment or {}, user, group, cwd, timeout, gate, ended, output
+        )
 
         def running() -> t.Any:
             asked = _Asked("GET", "/1.0/operations", {"recursion": "1", "project": project}, None, 60.0)
-            return _metadata(self._query(asked))
+            return self._query(asked).metadata
 
         def failed(stderr: bytes) -> MageError:
             return self._error(cli_texts.message_of(stderr), f"exec {instance}")
 
         return cli_exec.run(self._runner, self._words(), command, running, failed)
-
-    def push(
-        self,
-        instance: str,
-        path: str,
-        data: bytes,
-        project: str = "default",
-        mode: int = 0o644,
-        uid: int = 0,
-        gid: int = 0,
-    ) -> None:
-        """Write a file in an instance."""
-        self.push_stream(files.Place(instance, path, project, mode, uid, gid), io.BytesIO(data), len(data))
 
     def push_stream(self, place: files.Place, data: t.BinaryIO, size: int) -> None:
         """Write ``size`` bytes of an open file to a file in an instance."""
@@ -245,18 +248,12 @@ class CliDriver:
 
         files.deliver(place, data, size, execute, write, forget)
 
-    def pull(self, instance: str, path: str, project: str = "default") -> bytes:
-        """Read a file of an instance. Raises NotFound."""
-        output = io.BytesIO()
-        self.pull_stream(files.Place(instance, path, project), output)
-        return output.getvalue()
-
     def pull_stream(self, place: files.Place, output: t.BinaryIO) -> None:
         """Write a file's content to an open file. Links are followed inside the instance. Raises NotFound."""
         request = place.request("pull")
         for _link in range(files.MOST_LINKS):
             try:
-                self._file(["pull"], [_operand(place), "-"], place, request, output=output)
+                self._read(place, request, output)
                 return
             except NotFound as e:
                 # The client of Incus would make the link on this machine.
@@ -264,6 +261,33 @@ class CliDriver:
                     raise
             place = self._followed(place)
         raise ServerError(400, "too many links", request)
+
+    def _read(self, place: files.Place, request: str, output: t.BinaryIO) -> None:
+        start = output.tell()
+        broken: t.Optional[ServerUnreachable] = None
+        try:
+            self._file(["pull"], [_operand(place), "-"], place, request, output=output)
+        except ServerUnreachable as e:
+            broken = e
+        size = output.tell() - start
+        # LXD's client believes the size that a file claims, and the kernel's own claim none or a page.
+        if self._client == PROGRAMS["lxd"] and (size < _PAGE if broken else size == 0):
+            found = self._said(place)
+            if found is not None:
+                output.seek(start)
+                output.truncate()
+                output.write(found)
+                return
+        if broken:
+            raise broken
+
+    def _said(self, place: files.Place) -> t.Optional[bytes]:
+        """What the instance itself reads in a file, if it can."""
+        try:
+            done = self.execute(place.instance, ["cat", "--", place.path], place.project, cwd="/", timeout=_SAID_WITHIN)
+        except MageError:
+            return None
+        return done.stdout if done.rc == 0 else None
 
     def _followed(self, place: files.Place) -> files.Place:
         """What a link leads to."""
@@ -286,7 +310,12 @@ class CliDriver:
         argv = [*self._words(), "file", *words, "--project", place.project, "--", *operands]
         done = self._runner.run(argv, stdin, output, files.TIMEOUT)
         if done.rc:
-            raise self._error(cli_texts.file_message(cli_texts.message_of(done.stderr)), request)
+            error = self._error(cli_texts.file_message(cli_texts.message_of(done.stderr)), request)
+            if isinstance(error, NotFound):
+                # The client does not say whether it is the file that is missing, or the instance.
+                path, query = api("instances", place.instance), {"project": place.project}
+                self._get(_Asked("GET", path, query, None, self.options.request_timeout))
+            raise error
 
     def close(self) -> None:
         """Let go of what leads to the server."""

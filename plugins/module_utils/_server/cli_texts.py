@@ -70,6 +70,8 @@ _FILE_MESSAGES = {
     "Can't pull a directory without --recursive": "it is a directory",
     "Too many links": "too many links",
     "too many levels of symbolic links": "too many links",
+    "Not Found": "no such file or directory",
+    "file does not exist": "no such file or directory",
 }
 
 

@@ -50,6 +50,14 @@ def connect_core(options: ServerOptions) -> Door:
     return CoreDriver(options)
 
 
+def begin_afresh(options: ServerOptions) -> None:
+    """Have the next connection know nothing of those before: whose groups a login has is known since it began."""
+    if options.endpoint.startswith("ssh://"):
+        from . import ssh
+
+        ssh.leave(options)
+
+
 def _has_pylxd() -> bool:
     return importlib.util.find_spec("pylxd") is not None
 
@@ -72,7 +80,7 @@ def _cli(options: ServerOptions) -> CliDriver:
 def _inside(options: ServerOptions) -> CliDriver:
     """The client program in the last instance of ``via``, which the server around runs. The outermost server is
     spoken to directly. Raises ServerUnreachable."""
-    from . import runner
+    from . import lookup, runner
     from .cli import CliDriver
     from .nested import around_failed, parent
 
@@ -82,8 +90,7 @@ def _inside(options: ServerOptions) -> CliDriver:
         clients = runner.find_clients(outer, instance, around.project)
         if len(clients) != 1:
             told = f"neither lxc nor incus in {instance} reaches a server there"
-            both = f"LXD and Incus both answer in {instance}, and by the client there is no saying which one"
-            raise ServerUnreachable(options.shown, both if clients else told)
+            raise ServerUnreachable(options.shown, lookup.both_inside(instance) if clients else told)
         return CliDriver(options, runner.ExecRunner(outer, instance, around.project), clients[0])
     except BaseException as e:
         outer.close()

@@ -6,26 +6,24 @@
 
 """A driver of the standard library alone: importing pylxd would cost a connection plugin 0.1 s at every task.
 
-For the same reason what moves files is imported with the first of them.
+For the same reason what runs commands and what moves files is imported with the first of them.
 """
 
 from __future__ import annotations
 
-import io
-import json
 import typing as t
 
-from . import exec as execution
 from . import trust
-from .driver import Completed, Response, api, checked
+from .driver import Completed, Response, checked
 from .options import ServerOptions
-from .transport import Transport, lowered
+from .transport import Transport, encoded, lowered
+from .whole import WholeFiles
 
 if t.TYPE_CHECKING:
-    from . import files
+    from . import command, files
 
 
-class CoreDriver:
+class CoreDriver(WholeFiles):
     """A way to one server, safe to share between threads. See ``driver.Driver``."""
 
     def __init__(self, options: ServerOptions) -> None:
@@ -70,36 +68,22 @@ class CoreDriver:
         user: t.Optional[int] = None,
         group: t.Optional[int] = None,
         cwd: t.Optional[str] = None,
-        gate: t.Optional[execution.Gate] = None,
-        ended: t.Optional[execution.Ended] = None,
+        gate: t.Optional[command.Gate] = None,
+        ended: t.Optional[command.Ended] = None,
+        output: t.Optional[t.BinaryIO] = None,
     ) -> Completed:
         """Run a command in a running instance and wait for its end; as root in /root, unless told otherwise.
 
-        Raises DeadlinePassed after ``timeout`` seconds, having killed the command.
+        Standard output goes to ``output`` if that is given. Raises DeadlinePassed after ``timeout`` seconds, having
+        killed the command.
         """
-        command = execution.Command(
-            instance, argv, project, stdin, environment or {}, user, group, cwd, timeout, gate, ended
+        from . import command
+        from . import exec as execution
+
+        given = command.Command(
+            instance, argv, project, stdin, environment or {}, user, group, cwd, timeout, gate, ended, output
         )
-
-        def start(body: dict[str, t.Any]) -> Response:
-            return self.request("POST", api("instances", instance, "exec"), query={"project": project}, body=body)
-
-        return execution.run(self.transport, command, start)
-
-    def push(
-        self,
-        instance: str,
-        path: str,
-        data: bytes,
-        project: str = "default",
-        mode: int = 0o644,
-        uid: int = 0,
-        gid: int = 0,
-    ) -> None:
-        """Write a file in an instance."""
-        from . import files
-
-        self.push_stream(files.Place(instance, path, project, mode, uid, gid), io.BytesIO(data), len(data))
+        return execution.run(self.transport, given)
 
     def push_stream(self, place: files.Place, data: t.BinaryIO, size: int) -> None:
         """Write ``size`` bytes of an open file to a file in an instance."""
@@ -111,14 +95,6 @@ class CoreDriver:
         with trust.explained(self.options):
             transfer.push(self.transport, place, data, size, execute)
 
-    def pull(self, instance: str, path: str, project: str = "default") -> bytes:
-        """Read a file of an instance. Raises NotFound."""
-        from . import files
-
-        output = io.BytesIO()
-        self.pull_stream(files.Place(instance, path, project), output)
-        return output.getvalue()
-
     def pull_stream(self, place: files.Place, output: t.BinaryIO) -> None:
         """Write a file's content to an open file. Raises NotFound."""
         from . import transfer
@@ -129,14 +105,3 @@ class CoreDriver:
     def close(self) -> None:
         """Let go of every connection."""
         self.transport.close()
-
-
-def encoded(body: t.Any, headers: t.Optional[t.Mapping[str, str]]) -> tuple[t.Any, dict[str, str]]:
-    """A body and its headers as they are sent: an open file as it is, so that it need not fit into memory."""
-    sent = dict(headers or {})
-    if hasattr(body, "read"):
-        return body, sent
-    if body is None or isinstance(body, (bytes, bytearray)):
-        return (None if body is None else bytes(body)), sent
-    sent.setdefault("Content-Type", "application/json")
-    return json.dumps(body).encode("utf-8"), sent

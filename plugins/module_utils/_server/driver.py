@@ -92,6 +92,17 @@ class Driver(t.Protocol):
     def pull(self, instance: str, path: str, project: str = "default") -> bytes:
         """Read a file of an instance. Raises NotFound."""
 
+    def push_folder(
+        self, instance: str, path: str, source: str, project: str = "default", timeout: t.Optional[float] = None
+    ) -> None:
+        """Copy what is in a folder here into a folder of a running instance, as root's."""
+
+    def pull_folder(
+        self, instance: str, path: str, target: str, project: str = "default", timeout: t.Optional[float] = None
+    ) -> None:
+        """Copy files, folders and links out of a folder of a running instance. Raises InvalidInput for what would land
+        outside of the target."""
+
     def close(self) -> None:
         """Let go of every connection."""
 

@@ -12,142 +12,150 @@ import contextlib
 import dataclasses
 import functools
 import io
-import secrets
 import selectors
+import socket
 import time
 import typing as t
 
-from .._errors import DeadlinePassed, MageError, NotFound, ServerError, ServerUnreachable
-from .driver import Completed, Response, api, error_for
-from .transport import Pending, Transport
+from .._errors import ConnectionLost, DeadlinePassed, MageError, NotFound, ServerError, ServerUnreachable
+from . import trust
+from .command import GRACE, LINGERING, PATIENCE, TAIL, Command, too_long
+from .driver import Completed, api, error_for
+from .options import ServerOptions
+from .transport import Pending, Transport, close_all
 from .websocket import BINARY, TEXT, WebSocket
 
 STDIN, STDOUT, STDERR, CONTROL = "0", "1", "2", "control"
+# What servers say of a command that the kernel did not take as a whole.
+_TOO_LONG = "argument list too long"
+_OPERATIONS = api("operations", "")
+STREAMS = (CONTROL, STDIN, STDOUT, STDERR)
 SIGKILL = 9
 CHUNK = 1 << 17
 # Incus and newer LXD say in words what a shell and older LXD say by an exit code.
 _NOT_STARTED = {"Command not found": 127, "Command not executable": 126}
-# How long a killed command, or the rest of an ended one's output, is waited for.
-GRACE = 5.0
-# Marks a command with a deadline and what it starts, so that all of it can be found and killed.
-MARK = "MAGE_COMMAND"
-# Kills what has $1 in its environment, and its descendants: sudo, for one, does not hand the environment on.
-_KILL_ALL = """
-found=" "
-for folder in /proc/[0-9]*; do
-    grep -qs "MAGE_COMMAND=$1" "$folder/environ" && found="$found${folder#/proc/} "
-done
-before=
-while [ "$found" != "$before" ]; do
-    before=$found
-    for folder in /proc/[0-9]*; do
-        pid=${folder#/proc/} parent=
-        while read -r key value; do
-            if [ "$key" = PPid: ]; then parent=$value; break; fi
-        done <"$folder/status"
-        case "$found" in *" $pid "*) continue ;; *" $parent "*) found="$found$pid " ;; esac
-    done 2>/dev/null
-done
-kill -9 $found
-"""
+# A server waits 5 s for a command's streams, gives the command up, says so to what comes later, and then forgets it.
+LATE_STREAMS = 3
+_LATE = f"it gave a command up {LATE_STREAMS} times before the command's streams were connected"
+# The second is what LXD 5.0 makes of the first where the instance is on another member of its cluster.
+_NO_LONGER = ("running operations can be connected", "websocket: bad handshake")
+# What it says where it gives up in the moment in which the last stream comes.
+_GIVEN_UP = "Timed out waiting for websockets to connect"
+_LOST = "the connection was lost before a command's whole output came"
+_SILENT = "the rest of a command's output did not come in time"
 
 
-class Gate(t.Protocol):
-    """Holds a command's stdin back, and speaks to its prompts instead, until it lets go."""
-
-    def __call__(self, stdout: bytes, stderr: bytes) -> tuple[bool, bytes]:
-        """From all output so far: whether stdin may flow now, and what to send before. May raise.
-
-        Asked at each output, and after every second without any.
-        """
-
-
-# Says, from the ends of stdout and stderr, that all of a command's output has come. One that stays nevertheless is not
-# waited for: the client of LXD 5.0 sometimes does.
-Ended = t.Callable[[bytes, bytes], bool]
-LINGERING = 1.0
-# Seconds after which a gate is asked again.
-PATIENCE = 1.0
-TAIL = 4096
+def run(transport: Transport, command: Command) -> Completed:
+    """Run a command to its end. Raises DeadlinePassed after having killed it."""
+    kill_all = functools.partial(_kill_all, transport, command)
+    try:
+        return _run(transport, command, kill_all)
+    except ServerError as e:
+        if _TOO_LONG in e.message:
+            raise too_long("the instance's kernel does not take so many words") from e
+        # What was read of an open file is gone.
+        if _GIVEN_UP not in e.message or not isinstance(command.stdin, (bytes, bytearray)):
+            raise
+    return _run(transport, command, kill_all)
 
 
-@dataclasses.dataclass(frozen=True)
-class Command:
-    """What to run. ``stdin`` is bytes or an open binary file; None for user, group and cwd means root in /root."""
-
-    instance: str
-    argv: t.Sequence[str]
-    project: str = "default"
-    stdin: t.Union[bytes, t.BinaryIO] = b""
-    environment: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
-    user: t.Optional[int] = None
-    group: t.Optional[int] = None
-    cwd: t.Optional[str] = None
-    timeout: t.Optional[float] = None
-    gate: t.Optional[Gate] = None
-    ended: t.Optional[Ended] = None
-    mark: str = dataclasses.field(default_factory=lambda: secrets.token_hex(8))
-
-    def body(self) -> dict[str, t.Any]:
-        """The request's body."""
-        body: dict[str, t.Any] = {
-            "command": list(self.argv),
-            "environment": {**self.environment, **({MARK: self.mark} if self.timeout is not None else {})},
-            "wait-for-websocket": True,
-            "interactive": False,
-        }
-        options = {"user": self.user, "group": self.group, "cwd": self.cwd}
-        return {**body, **{key: value for key, value in options.items() if value is not None}}
-
-    def killer(self) -> Command:
-        """The command that kills this one with all that it has started, where the instance has a shell."""
-        argv = ["sh", "-c", _KILL_ALL, "sh", self.mark]
-        return Command(self.instance, argv, self.project, cwd="/")
+def start(
+    transport: Transport, command: Command, ask_for_end: t.Callable[[str], object] = lambda identifier: None
+) -> dict[str, WebSocket]:
+    """Start a command. Returns its streams by name. ``ask_for_end`` gets the operation before it can have ended."""
+    for _late in range(LATE_STREAMS):
+        try:
+            return _streams(transport, command, ask_for_end)
+        except _TooLate:
+            # The server has given the command up before it ran.
+            continue
+    raise ServerUnreachable(transport.options.shown, _LATE)
 
 
-def run(transport: Transport, command: Command, start: t.Callable[[dict[str, t.Any]], Response]) -> Completed:
-    """Run a command to its end. ``start`` posts its body. Raises DeadlinePassed after having killed it."""
-    return _run(transport, command, start, functools.partial(_kill_all, transport, command, start))
+class _TooLate(Exception):
+    """A command's streams came when the server no longer waited for them: it has not run, and will not."""
 
 
-def _run(
-    transport: Transport,
-    command: Command,
-    start: t.Callable[[dict[str, t.Any]], Response],
-    kill_all: t.Callable[[], None],
-) -> Completed:
-    operation = start(command.body()).metadata or {}
+def _streams(transport: Transport, command: Command, ask_for_end: t.Callable[[str], object]) -> dict[str, WebSocket]:
+    """The streams of one attempt. Raises _TooLate."""
+    try:
+        socks, operation = _asked(transport, command)
+    except ConnectionLost:
+        # No command runs before its streams are connected: to ask again does no harm.
+        socks, operation = _asked(transport, command)
     identifier = str(operation.get("id", ""))
     keys = (operation.get("metadata") or {}).get("fds") or {}
-    ask = functools.partial(transport.begin, "GET", api("operations", identifier, "wait"), {"timeout": "-1"})
-    session = _Session(transport.options.endpoint, command, kill_all, ask)
+    secrets_of = [{"secret": str(keys.get(name, ""))} for name in STREAMS]
+    path = api("operations", identifier, "websocket")
+    answers = transport.upgrade(socks, path, _OPERATIONS, secrets_of, lambda: ask_for_end(identifier))
     try:
-        names = (CONTROL, STDIN, STDOUT, STDERR)
-        secrets_of = [{"secret": str(keys.get(name, ""))} for name in names]
-        opened = transport.upgrade(api("operations", identifier, "websocket"), secrets_of, session.ask_for_end)
-        session.sockets = dict(zip(names, opened))
+        return {name: _joined(name, sock, answer) for name, sock, answer in zip(STREAMS, socks, answers)}
+    except BaseException:
+        close_all(socks)
+        raise
+
+
+def _joined(name: str, sock: socket.socket, answer: t.Union[WebSocket, ServerError]) -> WebSocket:
+    """The stream. Raises _TooLate where the server can no longer run the command."""
+    if isinstance(answer, WebSocket):
+        return answer
+    if not isinstance(answer, NotFound) and not any(words in answer.message for words in _NO_LONGER):
+        raise answer
+    if name != CONTROL:
+        raise _TooLate from answer
+    # Newer servers do not wait for this one: the command may have run to its end.
+    unheard = WebSocket(sock)
+    unheard.closed = unheard.deaf = True
+    return unheard
+
+
+def _asked(transport: Transport, command: Command) -> tuple[list[socket.socket], dict[str, t.Any]]:
+    """Ask for a command: sockets for its streams, and its operation."""
+    path = api("instances", command.instance, "exec")
+    pending = transport.begin("POST", path, {"project": command.project}, command.body())
+    socks: list[socket.socket] = []
+    try:
+        # The server takes its time.
+        socks = transport.connections(len(STREAMS), _OPERATIONS)
+        with trust.explained(transport.options):
+            return socks, pending.wait(transport.options.request_timeout).metadata or {}
+    except BaseException:
+        pending.close()
+        close_all(socks)
+        raise
+
+
+def _run(transport: Transport, command: Command, kill_all: t.Callable[[], None]) -> Completed:
+    def ask(identifier: str) -> Pending:
+        return transport.begin("GET", api("operations", identifier, "wait"), {"timeout": "-1"})
+
+    session = _Session(transport.options, command, kill_all, ask)
+    try:
+        session.sockets = start(transport, command, session.ask_for_end)
         return session.loop()
     finally:
         session.close()
 
 
-def _kill_all(transport: Transport, command: Command, start: t.Callable[[dict[str, t.Any]], Response]) -> None:
+def _kill_all(transport: Transport, command: Command) -> None:
     """Kill a command with all that it has started. An instance that has no shell keeps what the command left."""
     killer = dataclasses.replace(command.killer(), timeout=GRACE)
     with contextlib.suppress(MageError):
         # Whether the command has ended is seen by the command itself.
-        _run(transport, killer, start, lambda: None)
+        _run(transport, killer, lambda: None)
 
 
 class _Session:
     """One running command: four websockets and the answer that tells its end, in one loop."""
 
     def __init__(
-        self, endpoint: str, command: Command, kill_all: t.Callable[[], None], ask: t.Callable[[], Pending]
+        self, options: ServerOptions, command: Command, kill_all: t.Callable[[], None], ask: t.Callable[[str], Pending]
     ) -> None:
         self.sockets: dict[str, WebSocket] = {}
         self.pending: t.Optional[Pending] = None
-        self._endpoint = endpoint
+        self._endpoint = options.endpoint
+        # How long nothing may come of an ended command's output.
+        self._silence = options.request_timeout
         self._command = command
         self._kill_all = kill_all
         self._ask = ask
@@ -160,10 +168,14 @@ class _Session:
         self._operation: t.Optional[dict[str, t.Any]] = None
         self._end: t.Optional[float] = None
         self._killed = False
+        # Whether the server says so.
+        self._not_started = False
 
-    def ask_for_end(self) -> None:
+    def ask_for_end(self, identifier: str) -> None:
         """Before the command can have ended: a server soon forgets how one did."""
-        self.pending = self._ask()
+        if self.pending is not None:
+            self.pending.close()
+        self.pending = self._ask(identifier)
 
     def loop(self) -> Completed:
         """Move bytes until the command has ended and all of its output is here."""
@@ -171,9 +183,12 @@ class _Session:
             self._end = time.monotonic() + self._command.timeout
         self._feed()
         while not self._done():
-            if self._end is not None and time.monotonic() >= self._end and self._late():
-                break
-            if not self._turn() and self._has_ended():
+            if self._end is not None and time.monotonic() >= self._end:
+                # What has come by now has come in time.
+                self._turn()
+                if not self._done() and time.monotonic() >= self._end and self._late():
+                    break
+            elif not self._turn() and self._has_ended():
                 return Completed(0, bytes(self._output[STDOUT]), bytes(self._output[STDERR]))
         return self._completed()
 
@@ -182,10 +197,14 @@ class _Session:
         return ended is not None and ended(*(bytes(self._output[name][-TAIL:]) for name in (STDOUT, STDERR)))
 
     def _done(self) -> bool:
-        if self._operation is None:
-            return False
-        failed = int(self._operation.get("status_code", 0)) >= 400
-        return failed or all(self._ended.values())
+        return self._operation is not None and (self._code() is None or all(self._ended.values()))
+
+    def _code(self) -> t.Optional[int]:
+        """The exit code, if the command has run to an end of its own."""
+        operation = self._operation or {}
+        rc = (operation.get("metadata") or {}).get("return")
+        failed = int(operation.get("status_code", 0)) >= 400
+        return None if rc is None or (failed and rc == -1) else int(rc)
 
     def _late(self) -> bool:
         """Whether to stop waiting. The first time, the command is killed and gets a little while to end."""
@@ -208,7 +227,8 @@ class _Session:
 
     def _turn(self) -> bool:
         """Wait until something can be moved, and move it. Says whether there was anything."""
-        with selectors.DefaultSelector() as selector:
+        # For a handful of sockets poll asks the kernel once, and epoll once for each.
+        with selectors.PollSelector() as selector:
             instant = False
             for name, ws in self.sockets.items():
                 events = selectors.EVENT_WRITE if ws.unsent and not ws.deaf else 0
@@ -235,7 +255,7 @@ class _Session:
         """How long to wait for more."""
         limits = [] if self._end is None else [max(0.0, self._end - time.monotonic())]
         limits += [] if self._gate is None else [PATIENCE]
-        limits += [LINGERING] if self._has_ended() else []
+        limits += [] if self._command.ended is None else [LINGERING]
         return min(limits, default=None)
 
     def _receive(self, name: str, ws: WebSocket) -> None:
@@ -247,9 +267,18 @@ class _Session:
                 # The server's mark for the end of a stream.
                 self._ended[name] = True
                 self._whole.add(name)
+            elif name == STDOUT and self._command.output is not None:
+                self._command.output.write(message.data)
             elif not self._ended[name]:
                 self._output[name] += message.data
         self._ended[name] = self._ended[name] or ws.closed
+        # Bytes have come, if not a whole message.
+        self._linger()
+
+    def _linger(self) -> None:
+        """Once the command has ended, what still comes of its output is waited for, however slow the line."""
+        if self._operation is not None and not self._killed:
+            self._end = time.monotonic() + (LINGERING if self._not_started else self._silence)
 
     def _feed(self) -> None:
         """Send more of stdin when the last piece is gone; an empty text message at its end is the server's EOF."""
@@ -285,28 +314,33 @@ class _Session:
         except ServerError as e:
             if e.message not in _NOT_STARTED:
                 raise
-            self._operation = {"status_code": e.status, "metadata": {"return": _NOT_STARTED[e.message]}}
-            return
-        if answer is None:
-            return
-        self._operation = answer.metadata or {}
-        if not all(self._ended.values()):
-            self._end = min(self._end or float("inf"), time.monotonic() + GRACE)
+            code = _NOT_STARTED[e.message]
+            self._operation = {"status_code": e.status, "err": e.message, "metadata": {"return": code}}
+        else:
+            if answer is None:
+                return
+            self._operation = answer.metadata or {}
+        # Servers say so of any command that ends with such a code, and it may have said something before.
+        self._not_started = self._operation.get("err") in _NOT_STARTED
+        self._linger()
 
     def _completed(self) -> Completed:
-        operation = self._operation or {}
         if self._killed:
             raise self._passed()
-        code = int(operation.get("status_code", 0))
-        rc = (operation.get("metadata") or {}).get("return")
-        if rc is None or (code >= 400 and rc == -1):
+        rc = self._code()
+        if rc is None:
+            operation = self._operation or {}
+            code = int(operation.get("status_code", 0))
             request = f"{self._command.instance}: {' '.join(self._command.argv)[:200]}"
             raise error_for(
                 code if code >= 400 else 500, str(operation.get("err") or "it ended without an exit code"), request
             )
-        if any(self._ended[name] and name not in self._whole for name in self._output):
-            raise ServerUnreachable(self._endpoint, "the connection was lost before a command's whole output came")
-        return Completed(int(rc), bytes(self._output[STDOUT]), bytes(self._output[STDERR]))
+        # A server marks the end of both streams before it says that the command has ended.
+        missing = self._output.keys() - self._whole
+        if missing and not self._not_started:
+            lost = any(self._ended[name] for name in missing)
+            raise ServerUnreachable(self._endpoint, _LOST if lost else _SILENT)
+        return Completed(rc, bytes(self._output[STDOUT]), bytes(self._output[STDERR]))
 
     def close(self) -> None:
         """Let go of every socket."""

@@ -84,11 +84,11 @@ def deliver(
 
 
 def _rename(execute: Execute, temporary: Place, place: Place, size: int) -> bool:
-    """Whether the instance could do it: a stopped one cannot, nor one without a shell."""
+    """Whether the instance could do it: a stopped or frozen one cannot, nor one without a shell."""
     try:
         result = execute(["sh", "-c", _RENAME, "sh", temporary.path, place.path, str(size)])
     except ServerError as e:
-        if "not running" in e.message:
+        if "not running" in e.message or "is frozen" in e.message:
             return False
         raise
     if result.rc == _NO_SUCH_COMMAND:

@@ -33,7 +33,10 @@ def install(driver: Driver, instance: str, purpose: str, project: str, timeout: 
             done = driver.execute(instance, command, project=project, environment=manager.environment, timeout=timeout)
             if done.rc == 0:
                 break
+            said = (done.stderr or done.stdout).decode("utf-8", "replace")
             if attempt == _ATTEMPTS:
-                raise CommandFailed(command, done.rc, (done.stderr or done.stdout).decode("utf-8", "replace"))
+                raise CommandFailed(command, done.rc, said)
+            for repair in manager.repairs(said):
+                driver.execute(instance, repair, project=project, environment=manager.environment, timeout=timeout)
             time.sleep(_PAUSE)
     return manager.program

@@ -13,7 +13,7 @@ import typing as t
 
 from .._errors import NoBridge, ServerUnreachable
 from . import mux
-from .options import SOCKETS
+from .options import SOCKETS, ServerOptions
 
 # find: only say where the socket is. bridge: and join it with standard input and output.
 FIND, BRIDGE = "find", "bridge"
@@ -93,14 +93,24 @@ def after_first_line(output: bytes) -> bytes:
     return output[output.index(b"\n", start) + 1 :]
 
 
-def check(answer: Answer, shown: str, host: str) -> None:
+def both_inside(instance: str, paths: t.Iterable[str] = ()) -> str:
+    """What to do where an instance of ``via`` has both servers: no endpoint says which one of them is meant."""
+    found = set(paths) or {path for _flavor, path in reversed(SOCKETS)}
+    by_flavor = {flavor: path for flavor, path in reversed(SOCKETS) if path in found}
+    ways = " or ".join(f"environment.{flavor.upper()}_SOCKET={path}" for flavor, path in sorted(by_flavor.items()))
+    return f"LXD and Incus are both in {instance}: say which one by the setting of that instance, {ways}"
+
+
+def check(answer: Answer, options: ServerOptions, host: str) -> None:
     """Raises ServerUnreachable if there is no one server to speak with. ``host`` is how a person calls the machine."""
+    shown = options.shown
     if answer.word == "none":
         places = ", ".join(path for _flavor, path in SOCKETS)
         raise ServerUnreachable(shown, f"there is no LXD or Incus on {host} (looked for {places})")
     if answer.word == "both":
-        known = " or ".join(answer.rest.split())
-        raise ServerUnreachable(shown, f"LXD and Incus are both on {host}: say which one, {known}")
+        paths = answer.rest.split()
+        known = f"LXD and Incus are both on {host}: say which one after the host in endpoint, {' or '.join(paths)}"
+        raise ServerUnreachable(shown, both_inside(host, paths) if options.via else known)
     if answer.word == "missing":
         raise ServerUnreachable(shown, f"there is no socket {answer.rest} on {host}")
     if answer.word == "deaf":

@@ -17,9 +17,9 @@ import typing as t
 
 from .._errors import MageError, NotFound, ServerError, ServerUnreachable
 from . import bridge, lookup, mux
+from .command import Command
 from .core import CoreDriver
-from .driver import api
-from .exec import CONTROL, STDERR, STDIN, STDOUT, Command
+from .exec import CONTROL, STDERR, STDIN, STDOUT, start
 from .options import ServerOptions
 from .websocket import BINARY, TEXT, WebSocket
 
@@ -69,15 +69,7 @@ class ExecTrunk:
         self._driver = CoreDriver(around)
         self._sockets: dict[str, WebSocket] = {}
         try:
-            path, query = api("instances", instance, "exec"), {"project": "default"}
-            answer = self._driver.request("POST", path, query=query, body=Command(instance, argv, cwd="/").body())
-            operation = answer.metadata or {}
-            identifier = str(operation.get("id", ""))
-            keys = (operation.get("metadata") or {}).get("fds") or {}
-            names = (CONTROL, STDIN, STDOUT, STDERR)
-            wanted = [{"secret": str(keys.get(name, ""))} for name in names]
-            opened = self._driver.transport.upgrade(api("operations", identifier, "websocket"), wanted)
-            self._sockets = dict(zip(names, opened))
+            self._sockets = start(self._driver.transport, Command(instance, argv, cwd="/"))
         except BaseException:
             self._driver.close()
             raise

@@ -16,6 +16,7 @@ import stat
 import typing as t
 import urllib.parse
 
+from .._errors import NotHere
 from .._values import Problems
 from . import remotes, tokens
 
@@ -100,21 +101,36 @@ class ServerOptions:
         return max(min(self.timeout, REQUEST_TIMEOUT), self.timeout * REQUEST_TIMEOUT / OPERATION_TIMEOUT)
 
 
+class _Absences(Problems):
+    """Problems of what is not there, among all that are found."""
+
+    def __init__(self, found: Problems) -> None:
+        super().__init__()
+        self._found = found
+
+    def add_text(self, text: str) -> None:
+        """See ``Problems``."""
+        super().add_text(text)
+        self._found.add_text(text)
+
+
 def parse(params: t.Mapping[str, t.Any], environment: t.Optional[t.Mapping[str, str]] = None) -> ServerOptions:
-    """The options that a module or plugin got. Raises InvalidInput.
+    """The options that a module or plugin got. Raises InvalidInput; NotHere if all is well but what it names is not
+    there.
 
     A token names its server's certificate: it pins that, unless the user does.
     """
     problems = Problems()
+    absences = _Absences(problems)
     environment = os.environ if environment is None else environment
-    remote = _remote(str(params.get("endpoint") or ""), environment, problems)
+    remote = _remote(str(params.get("endpoint") or ""), environment, problems, absences)
     endpoint = remote.endpoint
-    files = {key: _file(params, key, problems) or getattr(remote, key) for key in _FILES}
+    files = {key: _file(params, key, absences) or getattr(remote, key) for key in _FILES}
     given = [key for key in ("client_cert", "client_key") if params.get(key)]
     if len(given) == 1:
         problems.add_text("client_cert, client_key: one is of no use without the other")
     elif endpoint.startswith("https://") and not given:
-        files.update(_own_certificate(files, environment, problems))
+        files.update(_own_certificate(files, environment, absences))
     token = _token(params.get("trust_token"), problems)
     driver = str(params.get("driver") or "auto")
     if driver not in DRIVERS:
@@ -132,17 +148,19 @@ def parse(params: t.Mapping[str, t.Any], environment: t.Optional[t.Mapping[str, 
         timeout=_timeout(params.get("timeout"), problems),
         **files,
     )
+    if 0 < len(absences) == len(problems):
+        raise NotHere(absences.texts)
     problems.raise_if_any()
     return made
 
 
-def _remote(endpoint: str, environment: t.Mapping[str, str], problems: Problems) -> remotes.Remote:
+def _remote(endpoint: str, environment: t.Mapping[str, str], problems: Problems, absences: Problems) -> remotes.Remote:
     """What the endpoint says, or the remote that it names. Its endpoint is empty where there is a problem."""
     client = endpoint.partition(":")[0]
     if not endpoint:
-        return remotes.Remote(find_socket(environment, problems))
+        return remotes.Remote(find_socket(environment, absences))
     if client in remotes.CLIENTS:
-        found = remotes.find(endpoint, environment, problems) or remotes.Remote("")
+        found = remotes.find(endpoint, environment, absences) or remotes.Remote("")
         if found.endpoint == "unix://":
             found = dataclasses.replace(found, endpoint="unix://" + _socket_of(CLIENTS[client], environment))
         return found
@@ -211,7 +229,8 @@ def _is_endpoint(endpoint: str) -> bool:
 
 
 def _via(value: t.Any, problems: Problems) -> tuple[str, ...]:
-    names = [value] if isinstance(value, str) else list(value or ())
+    # A text is taken as Ansible takes one for a list.
+    names = [one.strip() for one in value.split(",")] if value and isinstance(value, str) else list(value or ())
     for index, name in enumerate(names):
         if not isinstance(name, str) or not _INSTANCE.fullmatch(name):
             problems.add(f"via[{index}]", name, "must be the name of an instance, such as outer")

@@ -42,6 +42,11 @@ class Publisher:
         """How messages call it: project/name."""
         return f"{self.project}/{self.name}"
 
+    def standing(self, rank: int = 0) -> tuple[t.Any, ...]:
+        """Who goes first of two that want the same and declare it alike: whoever is trusted, who has it already (the
+        lower ``rank``), the default project, the alphabet."""
+        return (self.restricted, rank, self.project != "default", self.project, self.name)
+
     def decode(self, key: str) -> _keys.Decoded:
         """One of its keys."""
         return _keys.decode(self.config, key, self.project, self.name)
@@ -65,7 +70,7 @@ def publishers(
             config={key: value for key, value in one.config.items() if key.startswith(_keys.PREFIX)},
             addresses=snapshot.addresses(one),
             declared=(one.project, one.name) in ours,
-            restricted=one.project in snapshot.restricted,
+            restricted=not snapshot.trusts(one),
         )
         for one in snapshot.instances
         if not snapshot.server.clustered or one.location == snapshot.server.name

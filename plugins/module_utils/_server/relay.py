@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
+import selectors
 import shutil
 import socket
 import ssl
@@ -60,15 +60,18 @@ class Relay:
             threading.Thread(target=self._join, args=(near,), daemon=True).start()
 
     def _join(self, near: socket.socket) -> None:
-        with near:
+        # A peer that goes away in mid-sentence is what the other one will see, too.
+        with near, contextlib.suppress(OSError):
+            # A server takes no other connection while one is silent.
+            if not near.recv(1, socket.MSG_PEEK):
+                return
             try:
                 far = sockets.connect(self.options)
                 self.cause = None
             except ServerUnreachable as e:
                 self.cause = e
                 return
-            with far, contextlib.suppress(OSError):
-                # A peer that goes away in mid-sentence is what the other one will see, too.
+            with far:
                 _pump(near, far)
 
 
@@ -81,17 +84,20 @@ def _pump(near: socket.socket, far: socket.socket) -> None:
     """Carry bytes both ways until one side ends. One thread, since a TLS connection must not be used by two."""
     near.settimeout(None)
     far.settimeout(None)
-    while True:
-        pending = isinstance(far, ssl.SSLSocket) and far.pending() > 0
-        readable = [far] if pending else select.select([near, far], [], [])[0]
-        for source, target in ((near, far), (far, near)):
-            if source not in readable:
-                continue
-            data = _read(source)
-            if data == b"":
-                return
-            if data:
-                target.sendall(data)
+    with selectors.DefaultSelector() as selector:
+        for sock in (near, far):
+            selector.register(sock, selectors.EVENT_READ)
+        while True:
+            pending = isinstance(far, ssl.SSLSocket) and far.pending() > 0
+            readable = [far] if pending else [key.fileobj for key, _events in selector.select()]
+            for source, target in ((near, far), (far, near)):
+                if source not in readable:
+                    continue
+                data = _read(source)
+                if data == b"":
+                    return
+                if data:
+                    target.sendall(data)
 
 
 def _read(source: socket.socket) -> t.Optional[bytes]:

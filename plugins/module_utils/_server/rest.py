@@ -16,10 +16,11 @@ import urllib.parse
 
 from .._errors import DeadlinePassed, MissingLibrary, ServerUnreachable
 from . import sockets, trust
-from .core import CoreDriver, encoded
+from .core import CoreDriver
 from .driver import Response, checked
 from .options import ServerOptions
 from .relay import Relay
+from .transport import encoded
 
 
 class RestDriver(CoreDriver):

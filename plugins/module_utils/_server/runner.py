@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import selectors
@@ -16,16 +17,26 @@ import subprocess
 import typing as t
 
 from .._errors import ServerError, ServerUnreachable
+from .command import LINGERING, PATIENCE, TAIL, Ended, Gate, too_long
 from .driver import Completed
-from .exec import LINGERING, PATIENCE, TAIL, Ended, Gate
 from .sockets import Deadline
 
 CHUNK = 1 << 16
 CLIENTS = ("lxc", "incus")
 # A user's remotes, aliases and default project must not change what a command means. Nobody can make that folder.
 _NO_CONFIGURATION = "/proc/mage.lxd"
-_FIND = 'for c in lxc incus; do command -v "$c" >/dev/null 2>&1 && "$c" --force-local query /1.0 >/dev/null 2>&1 && '
-_FIND += 'echo "$c"; done; exit 0'
+# Who says by the instance's environment which server is meant means its client, too.
+_FIND = """
+case ${LXD_SOCKET:-${INCUS_SOCKET:-${LXD_DIR:-$INCUS_DIR}}} in
+    */lxd*) clients=lxc ;;
+    */incus*) clients=incus ;;
+    *) clients="lxc incus" ;;
+esac
+for client in $clients; do
+    command -v "$client" >/dev/null 2>&1 && "$client" --force-local query /1.0 >/dev/null 2>&1 && echo "$client"
+done
+exit 0
+"""
 
 Source = t.Union[bytes, t.BinaryIO]
 
@@ -42,8 +53,7 @@ class Runner(t.Protocol):
         gate: t.Optional[Gate] = None,
         ended: t.Optional[Ended] = None,
     ) -> Completed:
-        """Run it to its end. Standard output goes to ``output`` if that is given. ``ended`` says, from the ends of
-        stdout and stderr, that all has come: a client that stays nevertheless need not be waited for.
+        """Run it to its end. Standard output goes to ``output`` if that is given. ``ended``: see ``exec.Ended``.
 
         Raises DeadlinePassed after ``timeout`` seconds, having ended it; ServerUnreachable where it cannot run.
         """
@@ -72,6 +82,7 @@ class Executor(t.Protocol):
         cwd: t.Optional[str] = None,
         gate: t.Optional[Gate] = None,
         ended: t.Optional[Ended] = None,
+        output: t.Optional[t.BinaryIO] = None,
     ) -> Completed:
         """Run a command in an instance."""
 
@@ -115,6 +126,8 @@ class LocalRunner:
                 start_new_session=True,
             )
         except OSError as e:
+            if e.errno == errno.E2BIG:
+                raise too_long("this machine's kernel does not take so many words") from e
             raise ServerUnreachable(f"unix://{self.socket_path}", f"cannot run {argv[0]}: {e.strerror}") from e
         try:
             with _Pipes(process, stdin, output, gate, ended) as pipes:
@@ -175,13 +188,14 @@ class _Pipes:
                 self._send()
             for name in ready - {"stdin"}:
                 self._receive(name)
-        try:
-            rc = self._process.wait(self._patience(deadline))
-        except subprocess.TimeoutExpired as e:
-            if self._has_ended():
-                return self._completed(0)
-            raise deadline.passed() from e
-        return self._completed(128 - rc if rc < 0 else rc)
+        while True:
+            try:
+                rc = self._process.wait(self._patience(deadline))
+            except subprocess.TimeoutExpired:
+                if self._has_ended():
+                    return self._completed(0)
+                continue
+            return self._completed(128 - rc if rc < 0 else rc)
 
     def _completed(self, rc: int) -> Completed:
         return Completed(rc, bytes(self._seen["stdout"]), bytes(self._seen["stderr"]))
@@ -195,7 +209,7 @@ class _Pipes:
         left = deadline.remaining()
         if self._gate is not None:
             left = PATIENCE if left is None else min(PATIENCE, left)
-        if not self._has_ended():
+        if self._ended is None:
             return left
         return LINGERING if left is None else min(LINGERING, left)
 
@@ -262,16 +276,21 @@ class ExecRunner:
         """See ``Runner``."""
         environment = {"LXD_CONF": _NO_CONFIGURATION, "INCUS_CONF": _NO_CONFIGURATION}
         try:
-            done = self.outer.execute(
-                self.instance, argv, self.project, stdin, environment, timeout, cwd="/", gate=gate, ended=ended
+            return self.outer.execute(
+                self.instance,
+                argv,
+                self.project,
+                stdin,
+                environment,
+                timeout,
+                cwd="/",
+                gate=gate,
+                ended=ended,
+                output=output,
             )
         except ServerError as e:
             # What is missing or stopped is the way to the server, not what was asked of it.
             raise ServerUnreachable(f"{self.outer.endpoint} via {self.instance}", e.message) from e
-        if output is None:
-            return done
-        output.write(done.stdout)
-        return done._replace(stdout=b"")
 
     def close(self) -> None:
         """See ``Runner``: the outer driver is held."""

@@ -17,14 +17,16 @@ import stat
 import struct
 import typing as t
 
-from .._errors import ServerUnreachable
+from .._errors import DeadlinePassed, ServerUnreachable
 
 # What every server takes and gives at once, and how many such parts are under way.
 PART = 1 << 15
 AHEAD = 64
 READ, WRITE, CREATE, EXCLUSIVE = 0x01, 0x02, 0x08, 0x20
 _LONGEST = 1 << 18
-_INIT, _VERSION, _OPEN, _CLOSE, _READ, _WRITE, _FSTAT, _FSETSTAT, _REMOVE = 1, 2, 3, 4, 5, 6, 8, 10, 13
+# Two classes before Python 3.10.
+_SILENT = (TimeoutError, socket.timeout)
+_INIT, _VERSION, _OPEN, _CLOSE, _READ, _WRITE, _FSTAT, _FSETSTAT, _REMOVE, _STAT = 1, 2, 3, 4, 5, 6, 8, 10, 13, 17
 _EXTENDED, _STATUS, _HANDLE, _DATA, _ATTRS = 200, 101, 102, 103, 105
 _OK, _EOF, _NO_SUCH_FILE, _DENIED = 0, 1, 2, 3
 _HAS_SIZE, _HAS_OWNER, _HAS_MODE = 0x1, 0x2, 0x4
@@ -36,7 +38,7 @@ class Refused(OSError):
 
 @dataclasses.dataclass(frozen=True)
 class Attributes:
-    """What is known of an open file."""
+    """What is known of a file."""
 
     size: int
     mode: int
@@ -46,9 +48,17 @@ class Attributes:
         """Whether it is a directory."""
         return stat.S_ISDIR(self.mode)
 
+    @property
+    def is_pipe(self) -> bool:
+        """Whether to open it waits for somebody at its other end."""
+        return stat.S_ISFIFO(self.mode)
+
 
 class Session:
-    """One SFTP session. The socket's timeout holds for each read and write. Raises Refused and ServerUnreachable."""
+    """One SFTP session. The socket's timeout holds for each read and write.
+
+    Raises Refused, DeadlinePassed and ServerUnreachable.
+    """
 
     def __init__(self, sock: socket.socket, endpoint: str) -> None:
         self._sock = sock
@@ -74,16 +84,18 @@ class Session:
 
     def attributes(self, handle: bytes) -> Attributes:
         """Size and mode of an open file."""
-        body = self._call(_FSTAT, _string(handle), _ATTRS)
-        (flags,) = struct.unpack_from("!I", body)
-        place, size, mode = 4, 0, 0
-        if flags & _HAS_SIZE:
-            (size,) = struct.unpack_from("!Q", body, place)
-            place += 8
-        place += 8 if flags & _HAS_OWNER else 0
-        if flags & _HAS_MODE:
-            (mode,) = struct.unpack_from("!I", body, place)
-        return Attributes(size, mode)
+        return _attributes(self._call(_FSTAT, _string(handle), _ATTRS))
+
+    def attributes_of(self, path: str) -> Attributes:
+        """Size and mode of the file of that name, or of what a link leads to."""
+        return _attributes(self._call(_STAT, _string(_name(path)), _ATTRS))
+
+    def is_directory(self, path: str) -> bool:
+        """Whether there is a directory of that name, or a link that leads to one."""
+        try:
+            return self.attributes_of(path).is_directory
+        except Refused:
+            return False
 
     def set_owner_and_mode(self, handle: bytes, uid: int, gid: int, mode: int) -> None:
         """Whose an open file is, and who may do what with it."""
@@ -164,6 +176,8 @@ class Session:
     def _send(self, kind: int, body: bytes) -> None:
         try:
             self._sock.sendall(struct.pack("!IB", len(body) + 1, kind) + body)
+        except _SILENT as e:
+            raise self._silent() from e
         except OSError as e:
             raise self._lost() from e
 
@@ -179,6 +193,8 @@ class Session:
         while len(self._buffer) < count:
             try:
                 part = self._sock.recv(1 << 18)
+            except _SILENT as e:
+                raise self._silent() from e
             except OSError as e:
                 raise self._lost() from e
             if not part:
@@ -188,8 +204,24 @@ class Session:
         del self._buffer[:count]
         return taken
 
+    def _silent(self) -> DeadlinePassed:
+        """The file is slow, and not the server that cannot be reached: its line is open."""
+        return DeadlinePassed(f"no answer after {self._sock.gettimeout():g} s")
+
     def _lost(self) -> ServerUnreachable:
         return ServerUnreachable(self._endpoint, "the connection was lost while a file was moved")
+
+
+def _attributes(body: bytes) -> Attributes:
+    (flags,) = struct.unpack_from("!I", body)
+    place, size, mode = 4, 0, 0
+    if flags & _HAS_SIZE:
+        (size,) = struct.unpack_from("!Q", body, place)
+        place += 8
+    place += 8 if flags & _HAS_OWNER else 0
+    if flags & _HAS_MODE:
+        (mode,) = struct.unpack_from("!I", body, place)
+    return Attributes(size, mode)
 
 
 def _name(path: str) -> bytes:

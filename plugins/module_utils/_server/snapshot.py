@@ -12,8 +12,11 @@ import contextlib
 import dataclasses
 import functools
 import typing as t
+import urllib.parse
 
-from .._errors import NotFound, ServerError
+from .. import _keys
+from .._errors import DeadlinePassed, InvalidInput, NotFound, ServerError
+from .._values import show
 from .driver import Driver, api
 
 Raw = t.Mapping[str, t.Any]
@@ -127,7 +130,8 @@ class Lease:
 
 @dataclasses.dataclass(frozen=True)
 class Server:
-    """The server itself. ``flavor`` is lxd or incus; ``name`` that of the cluster member that answered."""
+    """The server itself. ``flavor`` is lxd or incus; ``name`` that of the cluster member that answered; ``fingerprint``
+    that of its certificate, which all members of a cluster share."""
 
     flavor: str
     version: str
@@ -137,6 +141,7 @@ class Server:
     architectures: tuple[str, ...]
     # What its kernel can, such as idmapped_mounts.
     features: frozenset[str] = frozenset()
+    fingerprint: str = ""
 
     @classmethod
     def from_api(cls, raw: Raw) -> Server:
@@ -152,6 +157,7 @@ class Server:
             features=frozenset(
                 name for name, able in (environment.get("kernel_features") or {}).items() if able == "true"
             ),
+            fingerprint=str(environment.get("certificate_fingerprint") or ""),
         )
 
 
@@ -166,6 +172,10 @@ class Snapshot:
     leases: tuple[Lease, ...] = ()
     restricted: frozenset[str] = frozenset()
     states: t.Mapping[NicKey, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+
+    def trusts(self, instance: Instance) -> bool:
+        """Whether the instance is in a project whose users are trusted with the whole server."""
+        return instance.project not in self.restricted
 
     def find(self, project: str, name: str) -> t.Optional[Instance]:
         """The instance of that name, or None."""
@@ -268,6 +278,32 @@ def read_restricted(driver: Driver) -> frozenset[str]:
     return frozenset(one["name"] for one in raw if (one.get("config") or {}).get("restricted") == "true")
 
 
+def check_project(driver: Driver, name: str) -> None:
+    """Raise InvalidInput if there is no such project: an empty list of instances is how servers tell of it, and the
+    first object that is to be made in it. The default project is always there."""
+    if name == "default":
+        return
+    try:
+        driver.request("GET", api("projects", name))
+    except ServerError as e:
+        known = _projects(driver)
+        # A restricted certificate is told of no project but its own: 403.
+        if e.status not in (403, 404) or name in known:
+            return
+        more = f" and {len(known) - 10} more" if len(known) > 10 else ""
+        there = f" (there are {', '.join(known[:10])}{more})" if known else ""
+        raise InvalidInput([f"project: {show(name)}: there is no such project{there}"]) from e
+
+
+def _projects(driver: Driver) -> list[str]:
+    """The names of the projects that there are; none for who may not ask."""
+    try:
+        paths = driver.request("GET", api("projects")).metadata or []
+    except ServerError:
+        return []
+    return sorted(urllib.parse.unquote(str(path).rpartition("/")[2]) for path in paths)
+
+
 def read_state_addresses(driver: Driver, instance: Instance) -> dict[NicKey, tuple[str, ...]]:
     """One read that enters the instance: its global addresses by device. For NICs that no managed network knows."""
     try:
@@ -301,8 +337,10 @@ def read(
     with_projects: bool = False,
 ) -> Snapshot:
     """One snapshot: the list of instances (of one project or of all), and what the addresses of those need that
-    ``wants_address`` picks. Leases are read once a network; only NICs outside managed networks are entered."""
+    ``wants_address`` picks. Leases are read once a network; only NICs outside managed networks are entered. Projects
+    are read if that is said, or if an instance names groups, which only those of trusted projects do."""
     snapshot = Snapshot(read_server(driver), read_instances(driver, project))
+    with_projects = with_projects or any(one.config.get(_keys.GROUPS) for one in snapshot.instances)
     restricted = read_restricted(driver) if with_projects else frozenset()
     snapshot = dataclasses.replace(snapshot, restricted=restricted)
     return read_addresses(driver, snapshot, [one for one in snapshot.instances if wants_address(one)])
@@ -329,11 +367,12 @@ def read_addresses(
     for one in {
         one.project + "/" + one.name: one
         for one, nic in open_nics
-        if (not nic.managed or nic.network in unleased) and not nic.ipv4
+        if (not nic.managed or nic.network in unleased)
+        and not nic.ipv4
+        and (one.project, one.name, nic.device) not in states
     }.values():
-        if not snapshot.addresses(one):
-            with _told(failed, f"{one.project}/{one.name}: its addresses are missing"):
-                states.update(read_state_addresses(driver, one))
+        with _told(failed, f"{one.project}/{one.name}: its addresses are missing"):
+            states.update(read_state_addresses(driver, one))
     return dataclasses.replace(snapshot, states=states)
 
 
@@ -341,7 +380,7 @@ def read_addresses(
 def _told(failed: t.Optional[Failed], what: str) -> t.Iterator[None]:
     try:
         yield
-    except ServerError as e:
+    except (ServerError, DeadlinePassed) as e:
         if failed is None:
             raise
         failed(f"{what}: {e}")

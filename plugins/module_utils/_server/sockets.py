@@ -52,7 +52,7 @@ class Deadline:
 
 
 @contextlib.contextmanager
-def _lost() -> t.Iterator[None]:
+def lost() -> t.Iterator[None]:
     """Have every way in which a line breaks look like one: a host that was there may have no route any more."""
     try:
         yield
@@ -77,7 +77,7 @@ class TimedSocket:
         view = memoryview(data)
         while view:
             self.sock.settimeout(self.deadline.remaining())
-            with _lost():
+            with lost():
                 view = view[self.sock.send(view) :]
 
     def arrived(self) -> bool:
@@ -85,20 +85,28 @@ class TimedSocket:
         if not self._early:
             self.sock.settimeout(0)
             try:
-                with _lost():
+                with lost():
                     self._early = self.sock.recv(1)
             except (BlockingIOError, ssl.SSLWantReadError):
                 return False
         return True
+
+    def wait(self, deadline: Deadline) -> None:
+        """Until something has arrived, within the deadline."""
+        if not self._early:
+            self.sock.settimeout(deadline.remaining())
+            with lost():
+                self._early = self.sock.recv(1)
 
     def take(self) -> t.Optional[bytes]:
         """What has arrived, without waiting: None if nothing has, no bytes at the end."""
         if not self.arrived():
             return None
         data, self._early = self._early, b""
+        self.sock.settimeout(0)
         while data:
             try:
-                with _lost():
+                with lost():
                     more = self.sock.recv(1 << 16)
             except (BlockingIOError, ssl.SSLWantReadError):
                 break
@@ -113,7 +121,7 @@ class TimedSocket:
             buffer[:1], self._early = self._early, b""
             return 1
         self.sock.settimeout(self.deadline.remaining())
-        with _lost():
+        with lost():
             return self.sock.recv_into(buffer)
 
     def makefile(self, *args: t.Any, **kwargs: t.Any) -> io.BufferedReader:
@@ -211,6 +219,28 @@ def dial(host: str, port: int, timeout: float) -> socket.socket:
         if hasattr(socket, name):
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
     return sock
+
+
+def elsewhere(options: ServerOptions) -> str:
+    """The machine that a server is on, as a person would write it; empty where that is this one."""
+    if options.via:
+        return options.shown
+    host = urllib.parse.urlsplit(options.endpoint).hostname or ""
+    return host if host and not _is_ours(host) else ""
+
+
+def _is_ours(host: str) -> bool:
+    """Whether this machine has an address of that name: to it, it sends from that address itself."""
+    try:
+        found = socket.getaddrinfo(host, DEFAULT_PORT, type=socket.SOCK_DGRAM)
+    except (OSError, UnicodeError):
+        return False
+    for family, kind, proto, _name, place in found:
+        with contextlib.suppress(OSError), socket.socket(family, kind, proto) as sock:
+            sock.connect(place)
+            if sock.getsockname()[0] == place[0]:
+                return True
+    return False
 
 
 def tls_context(options: ServerOptions) -> ssl.SSLContext:

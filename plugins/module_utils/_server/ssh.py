@@ -67,12 +67,22 @@ def connect(options: ServerOptions) -> socket.socket:
     same = dataclasses.replace(options, project="default", driver="auto")
     if _bridges.serves(same):
         return _bridges.socket(same, lambda: _made(place, same))
-    found = _tried(place, options.connect_timeout)
+    found = _ready(place, options.connect_timeout)
     if found is not None:
         return found
     with _locked(place, options):
         # Somebody else may have made it meanwhile.
-        return _tried(place, options.connect_timeout) or _made(place, same)
+        return _ready(place, options.connect_timeout) or _made(place, same)
+
+
+def leave(options: ServerOptions) -> None:
+    """Have the next connection log in anew. Those that are there keep their master, which goes with the last of them.
+
+    Raises ServerUnreachable.
+    """
+    place = place_of(options)
+    with _locked(place, options):
+        _end(place, "stop")
 
 
 def place_of(options: ServerOptions) -> Place:
@@ -115,7 +125,7 @@ def _folder(options: ServerOptions) -> str:
 def _locked(place: Place, options: ServerOptions) -> t.Iterator[None]:
     """One process at a time makes the way. Hosts share a few locks, so that no file is left for each."""
     folder, name = os.path.split(place.base)
-    end = time.monotonic() + 3 * options.connect_timeout
+    end = time.monotonic() + 3 * options.connect_timeout + options.request_timeout
     with open(os.path.join(folder, f"lock-{name[0]}"), "w", encoding="ascii") as lock:
         while True:
             try:
@@ -128,8 +138,17 @@ def _locked(place: Place, options: ServerOptions) -> t.Iterator[None]:
         yield
 
 
+def _ready(place: Place, timeout: float) -> t.Optional[socket.socket]:
+    """A socket to the server, if the way is there and something answers at its end."""
+    try:
+        return _tried(place, timeout)
+    except TimeoutError:
+        # The line may be long dead.
+        return None
+
+
 def _tried(place: Place, timeout: float) -> t.Optional[socket.socket]:
-    """A socket to the server, if the way is there and leads to it.
+    """A socket to the server, if the way is there and leads to it. Raises TimeoutError if nothing answers.
 
     ssh takes every connection before it knows whether the host does: so now and then one is asked for a sign of life.
     """
@@ -143,16 +162,21 @@ def _tried(place: Place, timeout: float) -> t.Optional[socket.socket]:
     except OSError:
         # Nobody has tried it yet.
         pass
-    if _alive(sock):
-        with open(place.base + ".ok", "w", encoding="ascii"):
-            os.utime(place.base + ".ok")
-        return sock
-    sock.close()
-    return None
+    alive = False
+    try:
+        alive = _alive(sock)
+    finally:
+        if not alive:
+            sock.close()
+    if not alive:
+        return None
+    with open(place.base + ".ok", "w", encoding="ascii"):
+        os.utime(place.base + ".ok")
+    return sock
 
 
 def _alive(sock: socket.socket) -> bool:
-    """Whether a server answers on the socket, which can be used afterwards."""
+    """Whether a server answers on the socket, which can be used afterwards. Raises TimeoutError."""
     asked = http.client.HTTPConnection("localhost")
     asked.sock = sock
     try:
@@ -160,6 +184,8 @@ def _alive(sock: socket.socket) -> bool:
         answer = http.client.HTTPResponse(sock, method="GET")
         answer.begin()
         answer.read()
+    except (TimeoutError, socket.timeout) as e:
+        raise TimeoutError("no answer in time") from e
     except (OSError, http.client.HTTPException):
         return False
     return not answer.will_close
@@ -168,18 +194,19 @@ def _alive(sock: socket.socket) -> bool:
 def _made(place: Place, options: ServerOptions) -> socket.socket:
     """Find the server on the host, and make the way there. Raises ServerUnreachable."""
     answer = _asked(place, options)
-    lookup.check(answer, options.shown, place.host)
+    lookup.check(answer, options, place.host)
     if answer.word == "sudo":
         return _bridges.socket(options, lambda: bridge.joined(SudoTrunk(place, answer.rest), options, place.host))
     for _attempt in range(2):
         _forward(place, answer.rest, options)
-        found = _tried(place, options.connect_timeout)
+        # The line is good: a server that is busy has as long as for any request.
+        found = _tried(place, options.request_timeout)
         if found is not None:
             return found
         # The master believes that it forwards already, although the socket is gone; or the server's socket is another.
         _end(place)
         answer = _asked(place, options)
-        lookup.check(answer, options.shown, place.host)
+        lookup.check(answer, options, place.host)
     _end(place)
     told = f"ssh does not forward {answer.rest}: does AllowStreamLocalForwarding in the host's sshd_config forbid it?"
     raise ServerUnreachable(options.shown, told)
@@ -215,19 +242,21 @@ def _forward(place: Place, remote: str, options: ServerOptions) -> None:
             os.unlink(path)
     # Both are split at colons.
     local = place.local.replace(":", "\\:")
-    argv = place.ssh("-O", "forward", "-L", f"{local}:{remote.replace(':', chr(92) + ':')}")
+    what = ("-L", f"{local}:{remote.replace(':', chr(92) + ':')}")
     try:
-        rc, _output, told = _run(argv, options.connect_timeout, options)
+        # A master that forwards it already makes no new socket. What others have open goes on.
+        _run(place.ssh("-O", "cancel", *what), options.connect_timeout, options)
+        rc, _output, told = _run(place.ssh("-O", "forward", *what), options.connect_timeout, options)
     except subprocess.TimeoutExpired:
         raise ServerUnreachable(options.shown, "ssh did not forward its socket in time") from None
     if rc != 0:
         raise ServerUnreachable(options.shown, _words(told) or "ssh does not forward its socket")
 
 
-def _end(place: Place) -> None:
-    """End the master, with all that it forwards."""
+def _end(place: Place, how: str = "exit") -> None:
+    """End the master, with all that it forwards; by "stop", only when nobody needs it any more."""
     with contextlib.suppress(subprocess.TimeoutExpired, OSError):
-        subprocess.run(place.ssh("-O", "exit"), stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=2)
+        subprocess.run(place.ssh("-O", how), stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=2)
     for path in (place.master, place.local, place.base + ".ok"):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)

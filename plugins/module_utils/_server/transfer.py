@@ -18,7 +18,7 @@ import secrets
 import socket
 import typing as t
 
-from .._errors import CommandFailed, InvalidInput, MageError, NotFound, ServerError
+from .._errors import CommandFailed, DeadlinePassed, InvalidInput, MageError, NotFound, ServerError
 from . import files_api, sftp
 from .driver import api
 from .files import Execute, Place
@@ -35,11 +35,14 @@ def push(transport: Transport, place: Place, data: t.BinaryIO, size: int, execut
         files_api.push(transport, place, data, size, execute)
         return
     temporary = posixpath.join(posixpath.dirname(place.path), f".mage-{secrets.token_hex(8)}")
-    with _session(transport, sock) as session, _told(place.request("push")):
+    with _told(place.request("push")), _session(transport, sock) as session:
+        if session.is_directory(place.path):
+            # A link that leads to one would be replaced by the file.
+            raise CommandFailed([place.request("push")], 1, f"{place.path} is a directory")
         handle = session.open(temporary, sftp.WRITE | sftp.CREATE | sftp.EXCLUSIVE)
         try:
             _write(session, handle, place, data, size)
-            _rename(session, temporary, place)
+            session.rename(temporary, place.path)
         except BaseException:
             _forget(transport, place, temporary)
             raise
@@ -55,22 +58,6 @@ def _write(session: sftp.Session, handle: bytes, place: Place, data: t.BinaryIO,
         raise InvalidInput([f"{request}: the file became {size - sent} bytes shorter while it was read"])
     if arrived != size:
         raise ServerError(500, f"{arrived} bytes arrived instead of {size}", request)
-
-
-def _rename(session: sftp.Session, temporary: str, place: Place) -> None:
-    try:
-        session.rename(temporary, place.path)
-    except sftp.Refused as e:
-        if _is_directory(session, place.path):
-            raise CommandFailed([place.request("push")], 1, f"{place.path} is a directory") from e
-        raise
-
-
-def _is_directory(session: sftp.Session, path: str) -> bool:
-    try:
-        return session.attributes(session.open(path, sftp.READ)).is_directory
-    except sftp.Refused:
-        return False
 
 
 def _forget(transport: Transport, place: Place, temporary: str) -> None:
@@ -90,11 +77,14 @@ def pull(transport: Transport, place: Place, output: t.BinaryIO) -> None:
         files_api.pull(transport, place, output)
         return
     request = place.request("pull")
-    with _session(transport, sock) as session, _told(request):
-        handle = session.open(place.path, sftp.READ)
-        if session.attributes(handle).is_directory:
+    with _told(request), _session(transport, sock) as session:
+        found = session.attributes_of(place.path)
+        if found.is_directory:
             raise ServerError(400, "it is a directory", request)
-        session.read(handle, output)
+        if found.is_pipe:
+            # The server would wait in it for ever, even when we are gone, and so would the instance's end.
+            raise ServerError(400, "it is a pipe", request)
+        session.read(session.open(place.path, sftp.READ), output)
 
 
 def _switched(transport: Transport, place: Place) -> t.Optional[socket.socket]:
@@ -120,9 +110,11 @@ def _session(transport: Transport, sock: socket.socket) -> t.Iterator[sftp.Sessi
 
 @contextlib.contextmanager
 def _told(request: str) -> t.Iterator[None]:
-    """Turn a refusal into the collection's exceptions."""
+    """Turn a refusal into the collection's exceptions, and say of what there was no answer."""
     try:
         yield
+    except DeadlinePassed as e:
+        raise DeadlinePassed(f"{request}: {e}") from e
     except sftp.Refused as e:
         if e.errno == errno.ENOENT:
             raise NotFound(404, "no such file or directory", request) from e

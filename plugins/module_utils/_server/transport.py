@@ -16,25 +16,29 @@ import os
 import socket
 import ssl
 import threading
+import time
 import typing as t
 import urllib.parse
 
-from .._errors import ServerUnreachable
+from .._errors import ConnectionLost, ServerError, ServerUnreachable
 from . import sockets, trust, websocket
 from .driver import Response, checked
 from .options import ServerOptions
 
+# Seconds after which an idle connection is not used again: Incus closes it after 30, perhaps as the request comes.
+IDLE = 20.0
 # What is seen when a kept connection was closed at the other end before this request reached it.
 _STALE = (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError)
 
 
 class Connection(http.client.HTTPConnection):
-    """One connection to the server. ``used`` says whether it has served a request already."""
+    """One connection to the server. ``used`` says whether it has served a request; ``since`` is when it became idle."""
 
     def __init__(self, options: ServerOptions) -> None:
         super().__init__(host_of(options), blocksize=1 << 18)
         self.options = options
         self.used = False
+        self.since = 0.0
         self.timed: t.Optional[sockets.TimedSocket] = None
         self.sock: t.Any = None
 
@@ -50,7 +54,9 @@ class Connection(http.client.HTTPConnection):
         return fresh
 
     def is_alive(self) -> bool:
-        """Whether the idle connection was neither closed by the server nor spoken on unasked."""
+        """Whether the idle connection is fresh, and was neither closed by the server nor spoken on unasked."""
+        if time.monotonic() - self.since >= IDLE:
+            return False
         try:
             return self.timed is not None and not self.timed.arrived()
         except OSError:
@@ -70,6 +76,17 @@ class Pending:
         """For select: readable when the answer is there."""
         timed = self._connection.timed
         return timed.sock.fileno() if timed else -1
+
+    def wait(self, timeout: float) -> Response:
+        """Read the whole answer, for at most so many seconds. Raises as ``finish`` does, and DeadlinePassed."""
+        deadline = sockets.Deadline(timeout, self._request)
+        while True:
+            answer = self.finish()
+            if answer is not None:
+                return answer
+            with translated(self._connection.options, deadline):
+                if self._connection.timed is not None:
+                    self._connection.timed.wait(deadline)
 
     def finish(self) -> t.Optional[Response]:
         """Read what is there: the answer, or None if it is not whole yet. Raises ServerError, ServerUnreachable.
@@ -107,8 +124,15 @@ class _Bytes:
 
 def _parsed(data: bytes) -> tuple[t.Optional[Response], bool]:
     """The answer in the bytes, or None if it is not whole; and whether the connection can serve another request."""
-    if b"\r\n\r\n" not in data:
+    head, end, rest = data.partition(b"\r\n\r\n")
+    if not end:
         return None, False
+    status, headers = websocket.parsed_head(head)
+    size = headers.get("content-length", "")
+    if status and size.isdigit() and headers.keys().isdisjoint(("connection", "transfer-encoding")):
+        # What nearly every command ends with; http.client reads any, and takes several times as long.
+        whole = Response(status, headers, rest[: int(size)]) if len(rest) >= int(size) else None
+        return whole, len(rest) == int(size)
     answer = http.client.HTTPResponse(t.cast(socket.socket, _Bytes(data)))
     answer.begin()
     # A last line that is still on its way would be taken for the next answer.
@@ -148,8 +172,7 @@ class Transport:
                 raise
 
     def _ask_once(self, method: str, path: str, body: t.Any) -> Response:
-        data = None if body is None else json.dumps(body).encode("utf-8")
-        sent = {"Content-Type": "application/json"} if data else {}
+        data, sent = encoded(body)
         with self.exchange(method, path, None, data, sent, self.options.request_timeout) as answer:
             response = Response(answer.status, lowered(answer), answer.read())
         return checked(response, f"{method} {path}")
@@ -186,40 +209,62 @@ class Transport:
             raise
         self._keep(connection)
 
-    def begin(self, method: str, path: str, query: t.Mapping[str, str]) -> Pending:
-        """Send a request without a body on a connection of its own, and do not wait for the answer."""
+    def begin(self, method: str, path: str, query: t.Mapping[str, str], body: t.Any = None) -> Pending:
+        """Send a request on a connection of its own, and do not wait for the answer. ``body`` is sent as JSON."""
         self.greet()
         self.requests.append((method, path))
         connection = self._take()
+        data, headers = encoded(body)
+        deadline = sockets.Deadline(self.options.request_timeout, f"{method} {path}")
         try:
-            with translated(self.options):
-                _send(connection, method, target(path, query), None, {}, sockets.Deadline(None, ""))
+            with translated(self.options, deadline):
+                _send(connection, method, target(path, query), data, headers, deadline)
         except BaseException:
             connection.close()
             raise
         return Pending(connection, f"{method} {path}", self._keep)
 
-    def upgrade(
-        self, path: str, queries: t.Sequence[t.Mapping[str, str]], meanwhile: t.Callable[[], object] = lambda: None
-    ) -> list[websocket.WebSocket]:
-        """Open a websocket for each query, all at once. ``meanwhile`` is called when all have been asked for."""
+    def connections(self, count: int, begun: str) -> list[socket.socket]:
+        """So many sockets, for ``upgrade``. The path that they will ask for begins so. Raises ServerUnreachable."""
         self.greet()
         socks: list[socket.socket] = []
         try:
-            started = []
-            for query in queries:
-                self.requests.append(("GET", path))
-                socks.append(sockets.connect(self.options))
-                socks[-1].settimeout(self.options.connect_timeout)
-                with translated(self.options):
-                    where = target(path, query)
-                    started.append(websocket.Handshake(socks[-1], where, host_of(self.options), self.options.shown))
-            meanwhile()
             with translated(self.options):
-                return [handshake.finish() for handshake in started]
+                for _number in range(count):
+                    socks.append(sockets.connect(self.options))
+                    socks[-1].settimeout(self.options.request_timeout)
+                    # A server takes no other connection while it waits for the first 8 bytes of one.
+                    with sockets.lost():
+                        socks[-1].sendall(websocket.beginning(begun))
         except BaseException:
-            for sock in socks:
-                sock.close()
+            close_all(socks)
+            raise
+        return socks
+
+    def upgrade(
+        self,
+        socks: t.Sequence[socket.socket],
+        path: str,
+        begun: str,
+        queries: t.Sequence[t.Mapping[str, str]],
+        meanwhile: t.Callable[[], object] = lambda: None,
+    ) -> list[t.Union[websocket.WebSocket, ServerError]]:
+        """Make a websocket of each socket of ``connections``, all at once: that, or what the server said instead.
+
+        ``meanwhile`` is called when all have been asked for. Raises ServerUnreachable.
+        """
+        try:
+            with translated(self.options), sockets.lost():
+                started = []
+                for sock, query in zip(socks, queries):
+                    self.requests.append(("GET", path))
+                    where, host = target(path, query), host_of(self.options)
+                    started.append(websocket.Handshake(sock, where, host, self.options.shown, begun=begun))
+            meanwhile()
+            with translated(self.options), sockets.lost():
+                return [handshake.outcome() for handshake in started]
+        except BaseException:
+            close_all(socks)
             raise
 
     def switch(self, path: str, query: t.Mapping[str, str], protocol: str) -> socket.socket:
@@ -229,7 +274,7 @@ class Transport:
         sock = sockets.connect(self.options)
         try:
             sock.settimeout(self.options.request_timeout)
-            with translated(self.options):
+            with translated(self.options), sockets.lost():
                 websocket.Handshake(
                     sock, target(path, query), host_of(self.options), self.options.shown, protocol
                 ).accepted()
@@ -259,10 +304,24 @@ class Transport:
 
     def _keep(self, connection: Connection) -> None:
         connection.used = True
+        connection.since = time.monotonic()
         if connection.sock is None:
             return
         with self._lock:
             self._idle.append(connection)
+
+
+def close_all(socks: t.Iterable[socket.socket]) -> None:
+    """Let go of sockets that nobody else has."""
+    for sock in socks:
+        sock.close()
+
+
+def encoded(body: t.Any, headers: t.Optional[t.Mapping[str, str]] = None) -> tuple[t.Any, dict[str, str]]:
+    """A body and its headers as they are sent: an open file as it is, so that it need not fit into memory."""
+    if body is None or isinstance(body, (bytes, bytearray)) or hasattr(body, "read"):
+        return bytes(body) if isinstance(body, bytearray) else body, dict(headers or {})
+    return json.dumps(body).encode("utf-8"), {"Content-Type": "application/json", **(headers or {})}
 
 
 def greet(options: ServerOptions) -> None:
@@ -308,7 +367,8 @@ def _send(
 
 def target(path: str, query: t.Optional[t.Mapping[str, str]]) -> str:
     """What stands in the request line."""
-    return f"{path}?{urllib.parse.urlencode(query)}" if query else path
+    # The name of a file may have bytes that are not UTF-8.
+    return f"{path}?{urllib.parse.urlencode(query, errors='surrogateescape')}" if query else path
 
 
 def host_of(options: ServerOptions) -> str:
@@ -332,6 +392,6 @@ def translated(options: ServerOptions, deadline: t.Optional[sockets.Deadline] = 
             raise deadline.passed() from e
         raise ServerUnreachable(options.shown, "no answer in time") from e
     except (ConnectionError, http.client.IncompleteRead, ssl.SSLError) as e:
-        raise ServerUnreachable(options.shown, "the connection was lost before the whole answer came") from e
+        raise ConnectionLost(options.shown, "the connection was lost before the whole answer came") from e
     except http.client.HTTPException as e:
         raise ServerUnreachable(options.shown, f"what answers there does not speak HTTP ({type(e).__name__})") from e

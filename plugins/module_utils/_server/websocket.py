@@ -16,7 +16,7 @@ import ssl
 import struct
 import typing as t
 
-from .._errors import ServerUnreachable
+from .._errors import ServerError, ServerUnreachable
 from .driver import Response, checked
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
@@ -183,13 +183,27 @@ class WebSocket:
         self.sock.close()
 
 
+def beginning(path: str) -> bytes:
+    """What a handshake sends first, if the path that it will ask for begins so."""
+    return f"GET {path}".encode("ascii") if path else b""
+
+
 class Handshake:
     """A connected socket on its way to be a websocket: asked by ``__init__``, answered to ``finish``.
 
-    So several can be under way at once. Both stay within the socket's timeout.
+    So several can be under way at once. Both stay within the socket's timeout. Of ``begun``, the beginning of the
+    target, ``beginning`` was sent already.
     """
 
-    def __init__(self, sock: socket.socket, target: str, host: str, endpoint: str, protocol: str = "websocket") -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        target: str,
+        host: str,
+        endpoint: str,
+        protocol: str = "websocket",
+        begun: str = "",
+    ) -> None:
         self._sock = sock
         self._path = target.partition("?")[0]
         self._endpoint = endpoint
@@ -202,7 +216,7 @@ class Handshake:
             f"Sec-WebSocket-Key: {self._key.decode()}",
             "Sec-WebSocket-Version: 13",
         )
-        sock.sendall("\r\n".join((*lines, "", "")).encode("ascii"))
+        sock.sendall("\r\n".join((*lines, "", "")).encode("ascii")[len(beginning(begun)) :])
 
     def finish(self) -> WebSocket:
         """Read the answer. Raises ServerError, ServerUnreachable."""
@@ -211,6 +225,13 @@ class Handshake:
         if headers.get("sec-websocket-accept") != expected:
             raise ServerUnreachable(self._endpoint, "it did not answer the websocket handshake as it must")
         return WebSocket(self._sock, rest)
+
+    def outcome(self) -> t.Union[WebSocket, ServerError]:
+        """The websocket, or what the server said instead. Raises ServerUnreachable."""
+        try:
+            return self.finish()
+        except ServerError as e:
+            return e
 
     def accepted(self) -> tuple[dict[str, str], bytes]:
         """Read the answer's head, and what has come with it. Raises ServerError, ServerUnreachable."""
@@ -229,12 +250,20 @@ def _head(sock: socket.socket, endpoint: str) -> tuple[int, dict[str, str], byte
             raise ServerUnreachable(endpoint, "the connection was lost during the websocket handshake")
         data += part
     head, _end, rest = data.partition(b"\r\n\r\n")
+    status, headers = parsed_head(head)
+    if status is None:
+        raise ServerUnreachable(endpoint, "what answers there does not speak HTTP")
+    return status, headers, rest
+
+
+def parsed_head(head: bytes) -> tuple[t.Optional[int], dict[str, str]]:
+    """Status and headers (names in lower case) of an answer, from all before its empty line. No status: no HTTP."""
     first, *lines = head.decode("latin-1").split("\r\n")
     headers = {name.strip().lower(): value.strip() for name, _colon, value in (line.partition(":") for line in lines)}
     status = first.split(" ")[1:2]
     if not first.startswith("HTTP/1.") or not status or not status[0].isdigit():
-        raise ServerUnreachable(endpoint, "what answers there does not speak HTTP")
-    return int(status[0]), headers, rest
+        return None, headers
+    return int(status[0]), headers
 
 
 def _body(sock: socket.socket, headers: t.Mapping[str, str], rest: bytes) -> bytes:

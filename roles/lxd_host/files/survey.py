@@ -9,6 +9,7 @@ It changes nothing. The role does what is in the answer: an empty ``todo`` is a 
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import http.client
 import importlib
@@ -20,6 +21,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 import typing as t
 
 SOCKETS = {
@@ -42,11 +44,35 @@ PACKAGES = {"lxd": ("lxd", "lxd-client"), "incus": ("incus-base", "incus-client"
 UBUNTU_LXD = ("snapd",)
 BUILD_PACKAGES = ("debian-archive-keyring", "mmdebstrap")
 SYSCTL_FILE = "/etc/sysctl.d/60-mage-lxd.conf"
-# Raised when image.sh builds something else from the same definition.
-RECIPE = 1
+# Raised when mage-lxd-image.sh builds something else from the same definition.
+RECIPE = 2
 LEAST_IDS = 65536
 
+# What text an option may be, and how that is said.
+RULES = {
+    "bridge": (r"[A-Za-z0-9][A-Za-z0-9._-]{1,14}", "must be an interface's name of 2 to 15 characters, such as lxdbr0"),
+    "pool": (r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", "must be the name of a storage pool, such as default"),
+    "pool_size": (r"[1-9][0-9]*(kB|KiB|[MGTPE]i?B)", "must be a number with a unit, such as 20GiB"),
+    "wait": (r"[1-9][0-9]{0,5}", "must be a number of seconds, such as 60"),
+}
+PROTOCOLS = ("simplestreams", "lxd", "incus", "oci")
+IMAGE_KEYS = ("alias", "server", "protocol", "source", "file", "rootfs", "build")
+BUILD_KEYS = ("suite", "packages", "mirror")
+_PATH = (r"/[^\n]+", "must be an absolute path of this host, such as /srv/images/appliance.tar.gz")
+IMAGE_RULES = {
+    "alias": (r"[A-Za-z0-9][A-Za-z0-9._/+-]*", "must be a name, such as debian/bookworm"),
+    "server": (r"https?://[^\s/]+(/\S*)?", "must be a URL, such as https://images.example.org"),
+    "protocol": ("|".join(PROTOCOLS), f"must be one of {', '.join(PROTOCOLS)}"),
+    "source": (r"\S+", "must be an image's name on that server, such as alpine/3.20/cloud"),
+    "file": _PATH,
+    "rootfs": _PATH,
+}
+
 Json = dict[str, t.Any]
+
+
+class NotReady(OSError):
+    """The server is there, and still about to start."""
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -61,7 +87,7 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 def get(path: str, url: str) -> t.Any:
-    """The metadata of one answer of the server at that socket. Raises OSError or http.client.HTTPException."""
+    """The metadata of one answer of the server at that socket. Raises NotReady, OSError, http.client.HTTPException."""
     connection = _UnixConnection(path)
     try:
         connection.request("GET", url)
@@ -69,18 +95,29 @@ def get(path: str, url: str) -> t.Any:
         body = json.loads(answer.read())
     finally:
         connection.close()
+    if answer.status == 503:
+        raise NotReady(body.get("error", ""))
     if answer.status != 200:
         raise OSError(f"GET {url}: {answer.status}: {body.get('error', '')}")
     return body["metadata"]
 
 
-def find_server(flavor: str) -> t.Optional[Json]:
-    """The running server, however it was started: socket, and what it says about itself. None if there is none."""
+def find_server(flavor: str, patience: float) -> t.Optional[Json]:
+    """The running server, however it was started: socket, and what it says about itself. None if there is none.
+
+    One that is about to start is waited for, so many seconds. Raises NotReady.
+    """
+    end = time.monotonic() + patience
     for path in SOCKETS[flavor]:
-        try:
-            return {"socket": path, "info": get(path, "/1.0")}
-        except (FileNotFoundError, ConnectionRefusedError):
-            continue
+        while True:
+            try:
+                return {"socket": path, "info": get(path, "/1.0")}
+            except (FileNotFoundError, ConnectionRefusedError):
+                break
+            except NotReady:
+                if time.monotonic() > end:
+                    raise
+            time.sleep(0.5)
     return None
 
 
@@ -183,7 +220,11 @@ def sysctls(wanted: t.Mapping[str, int]) -> Json:
         if not os.path.exists(path):
             unavailable[key] = "not in this kernel or container"
             continue
-        value = int(read_text(path).split()[0])
+        text = read_text(path).split()
+        if len(text) != 1 or number(text[0]) is None:
+            unavailable[key] = f"no single number, but {' '.join(text)}"
+            continue
+        value = int(text[0])
         if value < wanted[key] and not os.access(path, os.W_OK):
             unavailable[key] = f"read-only here, at {value}"
             continue
@@ -238,19 +279,21 @@ def plan_preseed(asked: Json, networks: list[Json], pools: list[Json], profile: 
     bridges = [n["name"] for n in networks if n.get("managed") and n["type"] == "bridge"]
     names = [pool["name"] for pool in pools]
     bridge = asked["bridge"] if asked["bridge"] in bridges or not bridges else bridges[0]
+    devices = profile["devices"]
+    lacks_nic = not any(d.get("type") == "nic" for d in devices.values()) and "eth0" not in devices
     pool = asked["pool"] if asked["pool"] in names or not names else names[0]
-    if not bridges:
+    # Who has a bridge that the server does not manage needs none of ours.
+    if lacks_nic and not bridges:
         config = {"ipv4.address": asked["ipv4"], "ipv6.address": asked["ipv6"]}
         config.update({f"{ip}.nat": "true" for ip in ("ipv4", "ipv6") if asked[ip] != "none"})
         preseed["networks"] = [{"name": bridge, "type": "bridge", "config": config}]
     if not names:
         config = {"size": asked["pool_size"]} if driver == "btrfs" else {}
         preseed["storage_pools"] = [{"name": pool, "driver": driver, "config": config}]
-    devices = profile["devices"]
     missing: Json = {}
     if not any(d.get("type") == "disk" and d.get("path") == "/" for d in devices.values()) and "root" not in devices:
         missing["root"] = {"type": "disk", "path": "/", "pool": pool}
-    if not any(d.get("type") == "nic" for d in devices.values()) and "eth0" not in devices:
+    if lacks_nic:
         missing["eth0"] = {"type": "nic", "name": "eth0", "network": bridge}
     if missing:
         preseed["profiles"] = [{"name": "default", "devices": missing}]
@@ -288,17 +331,28 @@ def fingerprint(paths: t.Iterable[str]) -> str:
     return digest.hexdigest()
 
 
+def normal(asked: Json) -> Json:
+    """What was asked for, as the rest reads it."""
+    return {
+        **asked,
+        "images": [with_defaults(image) for image in asked["images"]],
+        "extra_packages": names(asked["extra_packages"]),
+        "sysctls": {key: int(value) for key, value in asked["sysctls"].items()},
+    }
+
+
 def with_defaults(asked: Json) -> Json:
-    """An image of the list with every key: Ansible checks nested options, and does not fill them in."""
+    """An image of the list with every key."""
     image: Json = dict.fromkeys(("server", "source", "file", "rootfs", "build"))
-    image.update({"protocol": "simplestreams", **asked})
+    image.update({"protocol": "simplestreams", **{key: value for key, value in asked.items() if value is not None}})
     if image["build"]:
-        image["build"] = {"packages": [], "mirror": None, **image["build"]}
+        build = image["build"]
+        image["build"] = {**build, "packages": build.get("packages") or [], "mirror": build.get("mirror")}
     return image
 
 
 def plan_image(asked: Json, found: t.Optional[Json]) -> t.Optional[list[str]]:
-    """The words for image.sh that bring this image, None where the alias has it already."""
+    """The words for mage-lxd-image.sh that bring this image, None where the alias has it already."""
     if asked["build"]:
         build = asked["build"]
         stamp = definition(build)
@@ -311,6 +365,9 @@ def plan_image(asked: Json, found: t.Optional[Json]) -> t.Optional[list[str]]:
             return None
         return ["file", *files]
     words = [asked["server"], asked["protocol"], asked["source"] or asked["alias"]]
+    aliases = (found.get("aliases") or ()) if found else ()
+    if any(one["name"] == asked["alias"] and one.get("description") == " ".join(words) for one in aliases):
+        return None
     # An image that was put there by hand has no source: it is left alone.
     source = found and (found.get("update_source") or dict(zip(("server", "protocol", "alias"), words)))
     if source and [source["server"], source["protocol"], source["alias"]] == words:
@@ -325,22 +382,123 @@ def images(asked: list[Json], server: t.Optional[Json]) -> list[Json]:
     return [{"alias": alias, "words": words} for alias, words in plans if words is not None]
 
 
-def image_problems(asked: list[Json]) -> t.Iterator[str]:
+def show(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def nearest(word: object, known: t.Iterable[str]) -> str:
+    matches = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.5)
+    return f" (did you mean {matches[0]}?)" if matches else ""
+
+
+def names(value: t.Any) -> list[t.Any]:
+    """A list, or as Ansible takes one: text with commas."""
+    return [word.strip() for word in value.split(",")] if isinstance(value, str) else list(value or ())
+
+
+def package_problems(at: str, value: t.Any) -> t.Iterator[str]:
+    for i, name in enumerate(value):
+        if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9][a-z0-9+.-]+", name):
+            yield f"{at}[{i}]: {show(name)}: must be a package's name, such as nginx-light"
+
+
+def address_problem(value: object, version: int) -> bool:
+    """Whether this is no address that a bridge can have."""
+    address, _slash, length = str(value).partition("/")
+    try:
+        parsed = ipaddress.ip_interface(str(value))
+    except ValueError:
+        return True
+    hosts = parsed.network.num_addresses > 2
+    reserved = parsed.ip in (parsed.network.network_address, parsed.network.broadcast_address)
+    return parsed.version != version or not length.isdigit() or not address or not hosts or reserved
+
+
+def number(value: object) -> t.Optional[int]:
+    """A whole number, or one that is written as text."""
+    if isinstance(value, bool) or not re.fullmatch(r"[0-9]{1,19}", str(value)):
+        return None
+    return int(str(value))
+
+
+def option_problems(asked: Json) -> t.Iterator[str]:
+    for key, (pattern, rule) in RULES.items():
+        if not re.fullmatch(pattern, str(asked[key])):
+            yield f"lxd_host_{key}: {show(asked[key])}: {rule}"
+    for key, version, example in (("ipv4", 4, "10.8.0.1/24"), ("ipv6", 6, "fd42:8::1/64")):
+        if asked[key] not in ("auto", "none") and address_problem(asked[key], version):
+            rule = f"must be auto, none, or a host's address with the length of its network's prefix, such as {example}"
+            yield f"lxd_host_{key}: {show(asked[key])}: {rule}"
+    yield from package_problems("lxd_host_extra_packages", names(asked["extra_packages"]))
+    if not isinstance(asked["sysctls"], dict):
+        yield f"lxd_host_sysctls: {show(asked['sysctls'])}: must be a mapping, such as {{vm.max_map_count: 262144}}"
+        return
+    for key, value in asked["sysctls"].items():
+        if not re.fullmatch(r"[a-z0-9_]+(\.[A-Za-z0-9_-]+)+", key):
+            yield f"lxd_host_sysctls: {show(key)}: must be the name of a kernel setting, such as vm.max_map_count"
+        elif number(value) is None:
+            yield f"lxd_host_sysctls.{key}: {show(value)}: must be a whole number, such as 262144"
+
+
+def image_problems(asked: t.Any) -> t.Iterator[str]:
+    if not isinstance(asked, list):
+        yield f"lxd_host_images: {show(asked)}: must be a list"
+        return
+    seen: list[object] = []
     for i, image in enumerate(asked):
         at = f"lxd_host_images[{i}]"
-        if sum(bool(image[kind]) for kind in ("server", "file", "build")) != 1:
-            yield f"{at}: {json.dumps(image['alias'])}: must have one of server, file and build"
-        if [other["alias"] for other in asked].index(image["alias"]) != i:
-            yield f"{at}.alias: {json.dumps(image['alias'])}: is in the list twice"
-        for key in ("file", "rootfs"):
-            if image[key] and not os.path.isfile(image[key]):
-                yield f"{at}.{key}: {json.dumps(image[key])}: there is no such file on this host"
-        build = image["build"] or {"suite": "ok", "packages": []}
-        if not re.fullmatch(r"[a-z][a-z0-9.-]*", build["suite"]):
-            yield f"{at}.build.suite: {json.dumps(build['suite'])}: must be a suite's name, such as bookworm"
-        for j, name in enumerate(build["packages"]):
-            if not re.fullmatch(r"[a-z0-9][a-z0-9+.-]+", name):
-                yield f"{at}.build.packages[{j}]: {json.dumps(name)}: must be a package's name, such as nginx-light"
+        if not isinstance(image, dict):
+            yield f"{at}: {show(image)}: must be a mapping, such as {{alias: debian, build: {{suite: bookworm}}}}"
+            continue
+        yield from unknown_keys(at, image, IMAGE_KEYS)
+        yield from image_words(at, image)
+        if image.get("alias") in seen:
+            yield f"{at}.alias: {show(image['alias'])}: is in the list twice"
+        if image.get("alias") is not None:
+            seen.append(image["alias"])
+        if sum(bool(image.get(kind)) for kind in ("server", "file", "build")) != 1:
+            yield f"{at}: {show(image.get('alias'))}: must have one of server, file and build"
+        if image.get("rootfs") and not image.get("file"):
+            yield f"{at}.rootfs: {show(image['rootfs'])}: belongs to the metadata in file, which is missing"
+        yield from build_problems(f"{at}.build", image.get("build"))
+
+
+def image_words(at: str, image: Json) -> t.Iterator[str]:
+    """What is wrong with each word of an image alone."""
+    if image.get("alias") is None:
+        yield f"{at}.alias: missing: {IMAGE_RULES['alias'][1]}"
+    for key, (pattern, rule) in IMAGE_RULES.items():
+        value = image.get(key)
+        if value is None:
+            continue
+        if not isinstance(value, str) or not re.fullmatch(pattern, value):
+            yield f"{at}.{key}: {show(value)}: {rule}{nearest(value, PROTOCOLS) if key == 'protocol' else ''}"
+        elif key in ("file", "rootfs") and not os.path.isfile(value):
+            yield f"{at}.{key}: {show(value)}: there is no such file on this host"
+
+
+def unknown_keys(at: str, value: Json, known: t.Sequence[str]) -> t.Iterator[str]:
+    for key in value:
+        if key not in known:
+            yield f"{at}.{key}: unknown key{nearest(key, known) or ' (known are ' + ', '.join(known) + ')'}"
+
+
+def build_problems(at: str, build: t.Any) -> t.Iterator[str]:
+    if not build:
+        return
+    if not isinstance(build, dict):
+        yield f"{at}: {show(build)}: must be a mapping, such as {{suite: bookworm}}"
+        return
+    yield from unknown_keys(at, build, BUILD_KEYS)
+    suite, mirror, packages = build.get("suite"), build.get("mirror"), build.get("packages") or []
+    if not isinstance(suite, str) or not re.fullmatch(r"[a-z][a-z0-9.-]*", suite):
+        yield f"{at}.suite: {show(suite)}: must be a suite's name, such as bookworm"
+    if mirror and not (isinstance(mirror, str) and re.match(r"[a-z+]+:/|deb ", mirror)):
+        yield f"{at}.mirror: {show(mirror)}: must be a URL, such as http://mirror.example.org/debian, or deb lines"
+    if not isinstance(packages, list):
+        yield f"{at}.packages: {show(packages)}: must be a list of packages' names, such as [nginx-light]"
+    else:
+        yield from package_problems(f"{at}.packages", packages)
 
 
 def importable(name: str) -> bool:
@@ -359,7 +517,7 @@ def interpreter() -> Json:
 
 
 def problems(asked: Json, release: t.Mapping[str, str], python: Json) -> list[str]:
-    found = list(image_problems(asked["images"]))
+    found = [*option_problems(asked), *image_problems(asked["images"])]
     if os.geteuid() != 0:
         found.append("become: the role must run as root (become: true)")
     if not {"debian", "ubuntu"} & {release.get("ID"), *release.get("ID_LIKE", "").split()}:
@@ -397,13 +555,16 @@ def todo(answer: Json, asked: Json) -> list[str]:
 
 
 def survey(asked: Json) -> Json:
-    asked = {**asked, "images": [with_defaults(image) for image in asked["images"]]}
     release = os_release()
     python = interpreter()
     found = problems(asked, release, python)
     if found:
         return {"problems": found}
-    server = find_server(asked["flavor"])
+    asked = normal(asked)
+    try:
+        server = find_server(asked["flavor"], int(asked["wait"]))
+    except NotReady as e:
+        return {"problems": [f"{asked['flavor']}: it was still starting after {asked['wait']} s: {e}"]}
     snap = asked["flavor"] == "lxd" and release.get("ID") == "ubuntu"
     answer: Json = {
         "problems": [],
@@ -426,4 +587,5 @@ def survey(asked: Json) -> Json:
 
 
 if __name__ == "__main__":
-    json.dump(survey(json.loads(sys.argv[1])), sys.stdout)
+    # On a line of its own: over SSH, what others write to standard error comes on the same stream.
+    print("\n" + json.dumps(survey(json.loads(sys.argv[1]))))

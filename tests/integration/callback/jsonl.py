@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
+import signal
 import typing as t
 
 from ansible.plugins.callback import CallbackBase
@@ -34,6 +36,9 @@ class CallbackModule(CallbackBase):
     def __init__(self, *args: t.Any, **kwargs: t.Any) -> None:
         super().__init__(*args, **kwargs)
         self.path = os.environ["MAGE_TEST_RESULTS"]
+        # Workers have it too: where one of them hangs, it can be asked where.
+        stacks = os.open(self.path + ".stacks", os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+        faulthandler.register(signal.SIGUSR1, stacks)
 
     def _write(self, line: dict[str, t.Any]) -> None:
         with open(self.path, "a", encoding="utf-8") as results:

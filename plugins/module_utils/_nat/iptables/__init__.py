@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import dataclasses
 import typing as t
-import urllib.parse
 
 from ... import _keys
 from ..._context import Context, Report
 from ..._errors import CommandFailed, MageError, NotFound
-from ..._server import snapshot
+from ..._server import snapshot, sockets
 from ..._server.driver import Driver, api
 from ..._server.published import Publisher, publishers
 from ..._values import PortRange, Problems
-from ..plan import NatPlan, Observed, Rival, forward_rivals, plan, proxy_rivals
+from ..plan import NatPlan, Observed, Rival, forward_rivals, plan, present, proxy_rivals
 from ..spec import Desired, parse_entries
 from . import commands, host
 
@@ -30,12 +29,17 @@ ATTEMPTS = 5
 def observe(desired: Desired, context: Context) -> Observed:
     """Read the server and the host. What only published ports need is read only if there are any."""
     driver = context.driver
+    remote = sockets.elsewhere(context.server)
     if not desired.present:
-        return _read_firewall(Observed(snapshot.read_server(driver).flavor, {}, remote=_remote(context)), ())
+        here = Observed(snapshot.read_server(driver).flavor, {}, remote=remote)
+        return here if remote else _read_firewall(here, ())
     read = snapshot.read(driver, wants_address=lambda one: _keys.NAT in one.config, with_projects=True)
     found = publishers(read, desired.declared, planned=context.check_mode)
     asking = tuple(one for one in found if _keys.NAT in one.config)
-    observed = Observed(read.server.flavor, {}, publishers=asking, remote=_remote(context))
+    observed = Observed(read.server.flavor, {}, publishers=asking, remote=remote)
+    if remote:
+        # This host's firewall is no business of it, and may not be read by whoever asks.
+        return observed
     if asking:
         networks = snapshot.read_networks(driver)
         observed = dataclasses.replace(
@@ -51,16 +55,25 @@ def observe(desired: Desired, context: Context) -> Observed:
 
 def apply(desired: Desired, observed: Observed, planned: NatPlan, context: Context) -> Report:
     """Restore the tables, read them back, forget stale flows, then what keeps the rules over a reboot."""
+    with commands.lock():
+        # Another run may have published what was not on the server yet when this one read it.
+        observed = observe(desired, context)
+        fresh = plan(desired, observed)
+        warnings = [one for one in fresh.warnings if one not in planned.warnings]
+        warnings += _carry_out(desired, observed, fresh)
+    return Report(warnings=tuple(warnings), values=present(desired, observed, fresh, None))
+
+
+def _carry_out(desired: Desired, observed: Observed, planned: NatPlan) -> list[str]:
     if planned.restores:
-        with commands.lock():
-            converge(desired, observed)
+        converge(desired, observed)
     warnings = [commands.forget_flows(planned.stale), *(host.set_hairpin(port) for port in planned.hairpin)]
     if planned.enable_unit is False:
         host.enable_unit(planned.unit, False, observed.host.systemd)
     host.write_files(planned.files)
     if planned.files or planned.enable_unit:
         host.enable_unit(planned.unit, planned.enable_unit or None, observed.host.systemd)
-    return Report(warnings=tuple(warning for warning in warnings if warning))
+    return [warning for warning in warnings if warning]
 
 
 def converge(desired: Desired, observed: Observed) -> None:
@@ -88,11 +101,6 @@ def _read_firewall(observed: Observed, ports: t.Sequence[PortRange]) -> Observed
         backends=commands.read_backends(tables),
         host=host.read_host(observed.flavor, ports),
     )
-
-
-def _remote(context: Context) -> str:
-    """The name of the machine that the endpoint names; empty for a socket."""
-    return urllib.parse.urlsplit(context.server.endpoint).hostname or ""
 
 
 def _local(read: snapshot.Snapshot) -> list[snapshot.Instance]:

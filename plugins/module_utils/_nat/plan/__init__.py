@@ -12,7 +12,8 @@ import dataclasses
 import ipaddress
 import typing as t
 
-from ... import _plan
+from ... import _keys, _plan
+from ..._errors import InvalidInput
 from ..._values import PortRange
 from .. import render
 from ..render import Rule, Table, Wanted, own_prefix, own_rules, restore_text, value, wanted_rules
@@ -63,8 +64,9 @@ class NatPlan(_plan.Plan):
 
 def plan(desired: Desired, observed: Observed, check_mode: bool = False) -> NatPlan:
     """Decide. Raises InvalidInput with every problem of what this run declared, before anything is changed."""
+    if observed.remote:
+        return _elsewhere(desired, observed)
     ledger = Ledger()
-    _check_place(observed, ledger)
     accepted = claims(desired, observed, ledger) if desired.present else ()
     tables = wanted(accepted, observed)
     _check_backends(observed, ledger, bool(accepted))
@@ -97,8 +99,10 @@ def plan(desired: Desired, observed: Observed, check_mode: bool = False) -> NatP
     )
 
 
-def present(desired: Desired, observed: Observed, made: NatPlan, report: t.Optional[Report]) -> dict[str, t.Any]:
-    """The return values of ``mage.lxd.nat``."""
+def present(desired: Desired, observed: Observed, made: NatPlan, report: t.Optional[Report]) -> t.Mapping[str, t.Any]:
+    """The return values of ``mage.lxd.nat``: as carried out, or as planned."""
+    if report:
+        return report.values
     tables = wanted(made.claims, observed)
     return {
         "rules": [
@@ -117,13 +121,17 @@ def present(desired: Desired, observed: Observed, made: NatPlan, report: t.Optio
     }
 
 
-def _check_place(observed: Observed, ledger: Ledger) -> None:
-    """The server of another machine publishes nothing here."""
-    if observed.remote not in ("", "localhost", "::1", *observed.host.local):
-        ledger.problems.add_text(
-            f"endpoint: {observed.remote} is not this host: ports are published on the host that this module runs on, "
-            "so run it on the server's own host, over its socket"
-        )
+def _elsewhere(desired: Desired, observed: Observed) -> NatPlan:
+    """The server of another machine publishes nothing here, and what another server has published stays."""
+    asking = [one for one in observed.publishers if one.decode(_keys.NAT).value]
+    told = (
+        f"endpoint: {observed.remote} is not this host: ports are published on the host that this module runs on, "
+        "so run it on the server's own host, over its socket (an instance is a host, too, with "
+        "ansible_connection: mage.lxd.lxd)"
+    )
+    if not desired.present or any(one.declared for one in asking):
+        raise InvalidInput([told])
+    return NatPlan(warnings=(told,) if asking else ())
 
 
 def _check_backends(observed: Observed, ledger: Ledger, publishes: bool) -> None:

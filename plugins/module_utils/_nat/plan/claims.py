@@ -16,19 +16,28 @@ from ... import _keys
 from ..._server.published import Publisher
 from ..._server.snapshot import Address
 from ..._values import PortRange, Problems, nearest
-from ..render import Table, own_prefix, value
+from ..render import Table, comment, own_prefix, value
 from ..spec import Desired, NatEntry, Policy, parse_entries
 from .observed import Host, Observed, Rival
 
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """A port that an instance asks for, with the address that it leads to. ``place`` is ``nat[0]``."""
+    """A port that an instance asks for, with the address that it leads to. ``place`` is ``nat[0]``.
+
+    ``rank`` says what is published of it already: 0 just this, 1 some of its ports, 2 nothing.
+    """
 
     owner: Publisher
     place: str
     entry: NatEntry
     target: Address
+    rank: int = 2
+
+    @property
+    def order(self) -> tuple[t.Any, ...]:
+        """Who has a port first: what is declared, what is trusted, what is published already, the alphabet."""
+        return (not self.owner.declared, *self.owner.standing(self.rank))
 
     def __str__(self) -> str:
         """How messages begin: ``default/web-1: nat[0]: tcp port 8080``."""
@@ -76,7 +85,9 @@ def claims(desired: Desired, observed: Observed, ledger: Ledger) -> tuple[Claim,
     ]
     rivals = (*observed.rivals, *foreign_rules(observed.tables.get("nat"), observed.flavor))
     free = [claim for claim in asked if _free(claim, observed.host, rivals, ledger)]
-    return tuple(_without_conflicts(free, observed.host, ledger))
+    published = _published(observed.tables.get("nat"), own_prefix(observed.flavor))
+    ranked = [dataclasses.replace(claim, rank=_rank(claim, published)) for claim in free]
+    return _without_conflicts(ranked, observed.host, ledger)
 
 
 def _asked(owner: Publisher, policy: Policy, ledger: Ledger) -> t.Iterator[Claim]:
@@ -140,9 +151,11 @@ def _against_policy(entry: NatEntry, policy: Policy, host: Host) -> str:
     ):
         known = ", ".join(str(one) for one in policy.ports) or "none"
         return f"not one of the ports of nat_policy ({known})"
-    if policy.interfaces is not None and entry.extif not in policy.interfaces:
+    if policy.interfaces is not None:
         theirs = {address for name in policy.interfaces for address in host.addresses(name)}
-        if entry.extif or entry.extaddr not in theirs:
+        named = entry.extif in policy.interfaces if entry.extif else entry.extaddr in theirs
+        # The host and its instances come to an address by no interface.
+        if not named or entry.extaddr in host.local - theirs:
             known = ", ".join(policy.interfaces) or "none"
             return f"nat_policy lets ports be published on these interfaces only: {known}; say one of them as extif"
     return ""
@@ -161,10 +174,19 @@ def _against_host(entry: NatEntry, host: Host) -> str:
 
 
 def reach(entry: NatEntry, host: Host) -> frozenset[str]:
-    """The addresses of the host that an entry is published at."""
+    """The addresses of the host that an entry is published at. What is led from 127.0.0.1 meets none of it."""
     if entry.extaddr:
         return frozenset((entry.extaddr,))
-    return frozenset(host.addresses(entry.extif)) if entry.extif else host.local
+    found = host.addresses(entry.extif) if entry.extif else host.local
+    return frozenset(one for one in found if not _is_loopback(one))
+
+
+def _is_loopback(address: str) -> bool:
+    """Whether an address, or a network, of a rule is one of the host's for itself alone."""
+    try:
+        return ipaddress.ip_network(address, strict=False).is_loopback
+    except ValueError:
+        return False
 
 
 def foreign_rules(table: t.Optional[Table], flavor: str) -> tuple[Rival, ...]:
@@ -174,6 +196,8 @@ def foreign_rules(table: t.Optional[Table], flavor: str) -> tuple[Rival, ...]:
     for rule in table.rules if table else ():
         options = rule.options
         if rule.chain.startswith(own_prefix(flavor)) or rule.target not in ("DNAT", "REDIRECT"):
+            continue
+        if _is_loopback(value(options, "-d")):
             continue
         ports = value(options, "--dport") or value(options, "--dports")
         proto, address = value(options, "-p"), value(options, "-d")
@@ -222,27 +246,87 @@ def _taken_by_listener(entry: NatEntry, host: Host) -> str:
     return ""
 
 
-def _without_conflicts(asked: t.Sequence[Claim], host: Host, ledger: Ledger) -> list[Claim]:
-    """Drop a claim that meets an earlier one (by instance, then place). With a declared one, it is an error instead."""
-    kept: list[Claim] = []
-    by_port: dict[tuple[str, int], list[Claim]] = {}
-    for claim in asked:
-        ports = [(claim.entry.proto, port) for port in range(claim.entry.extport.first, claim.entry.extport.last + 1)]
-        near = (other for port in ports for other in by_port.get(port, ()))
-        rival = next((other for other in near if _meet(claim.entry, other.entry, host)), None)
-        if rival:
-            hard = claim.owner.declared or rival.owner.declared
-            ledger.refuse(
-                claim.owner,
-                f"{claim.place}: {claim.entry}",
-                f"{rival.owner.label} has it already ({rival.place}: {rival.entry})",
-                hard,
-            )
-            continue
-        kept.append(claim)
-        for port in ports:
-            by_port.setdefault(port, []).append(claim)
-    return kept
+# A range of more ports is compared as a whole.
+_NARROW = 64
+# What our own chains lead to an instance, by its name in their comments and by protocol: ports, address, interface.
+_Published = t.Mapping[tuple[str, str], t.Sequence[tuple[PortRange, str, str]]]
+
+
+def _published(table: t.Optional[Table], prefix: str) -> _Published:
+    found: dict[tuple[str, str], list[tuple[PortRange, str, str]]] = {}
+    for rule in table.of(prefix + "PRE") if table else ():
+        options = rule.options
+        first, _colon, last = value(options, "--dport").partition(":")
+        if rule.target == "DNAT" and first.isdigit() and (last or first).isdigit():
+            owner = (value(options, "--comment"), value(options, "-p"))
+            place = (PortRange(int(first), int(last or first)), value(options, "-d"), value(options, "-i"))
+            found.setdefault(owner, []).append(place)
+    return found
+
+
+def _rank(claim: Claim, published: _Published) -> int:
+    entry = claim.entry
+    own = published.get((comment(claim.owner.label), entry.proto), ())
+    if (entry.extport, entry.extaddr or "", entry.extif or "") in own:
+        return 0
+    return 1 if any(ports.overlaps(entry.extport) for ports, _address, _interface in own) else 2
+
+
+class _Kept:
+    """Claims that met none before. Long lists are of narrow ones; a wide one is not to cost a step for each port."""
+
+    def __init__(self) -> None:
+        self._known: set[int] = set()
+        self._all: dict[str, list[Claim]] = {}
+        self._wide: dict[str, list[Claim]] = {}
+        self._by_port: dict[tuple[str, int], list[Claim]] = {}
+
+    def __contains__(self, claim: Claim) -> bool:
+        return id(claim) in self._known
+
+    def add(self, claim: Claim) -> None:
+        """Take one more in."""
+        proto, ports = claim.entry.proto, claim.entry.extport
+        self._known.add(id(claim))
+        self._all.setdefault(proto, []).append(claim)
+        if ports.size > _NARROW:
+            self._wide.setdefault(proto, []).append(claim)
+            return
+        for port in range(ports.first, ports.last + 1):
+            self._by_port.setdefault((proto, port), []).append(claim)
+
+    def near(self, claim: Claim) -> list[Claim]:
+        """Those with a port of this one, at whatever address."""
+        proto, ports = claim.entry.proto, claim.entry.extport
+        if ports.size > _NARROW:
+            return [other for other in self._all.get(proto, ()) if other.entry.extport.overlaps(ports)]
+        spans = (self._by_port.get((proto, port), ()) for port in range(ports.first, ports.last + 1))
+        found = {id(other): other for span in spans for other in span}
+        return [*found.values(), *(one for one in self._wide.get(proto, ()) if one.entry.extport.overlaps(ports))]
+
+
+def _without_conflicts(asked: t.Sequence[Claim], host: Host, ledger: Ledger) -> tuple[Claim, ...]:
+    """Drop a claim that meets one which goes first. Where one of both is declared, that may be an error instead."""
+    kept = _Kept()
+    for claim in sorted(asked, key=lambda one: one.order):
+        rivals = [other for other in kept.near(claim) if _meet(claim.entry, other.entry, host)]
+        for rival in rivals:
+            _refuse(*((rival, claim) if _is_owed(rival, claim) else (claim, rival)), ledger)
+        if not rivals:
+            kept.add(claim)
+    return tuple(claim for claim in asked if claim in kept)
+
+
+def _refuse(claim: Claim, holder: Claim, ledger: Ledger) -> None:
+    reason = f"{holder.owner.label} has it already ({holder.place}: {holder.entry})"
+    ledger.refuse(claim.owner, f"{claim.place}: {claim.entry}", reason)
+
+
+def _is_owed(declared: Claim, other: Claim) -> bool:
+    """Whether what a run declares would take a port from somebody else: only its user knows who is to lose it."""
+    if not declared.owner.declared or other.owner.declared or declared.rank < other.rank:
+        return False
+    return other.rank < 2 or other.owner.restricted <= declared.owner.restricted
 
 
 def _meet(one: NatEntry, other: NatEntry, host: Host) -> bool:

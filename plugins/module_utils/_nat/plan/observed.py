@@ -88,7 +88,7 @@ class Observed:
     """All of it. ``backends`` maps each iptables that has rules to how many. ``ports`` maps (project, instance,
     network) to the bridge port on the host. ``networks`` are those of the server, ``server_firewall`` how the server
     itself writes rules (xtables or nftables), ``instance_networks`` those that any instance is on. ``remote`` is the
-    hostname or address of a server that is not asked over its socket.
+    machine of a server that is not this host's.
     """
 
     flavor: str

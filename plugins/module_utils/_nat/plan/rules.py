@@ -14,6 +14,11 @@ from ..render import Rule, Table, Wanted, comment, own_prefix
 from .claims import Claim
 from .observed import Host, Observed
 
+# An address that the host has not, or no longer, is somebody else's: nothing on its way there is led astray.
+_FOR_THE_HOST = ("-m", "addrtype", "--dst-type", "LOCAL")
+# After these, no rule of the chain is looked at.
+_ENDS = ("ACCEPT", "DROP", "QUEUE", "REJECT", "RETURN")
+
 
 class Chains(t.NamedTuple):
     """The names of own chains. ``pre`` is for packets that come in, ``out`` for those of the host and of instances."""
@@ -59,9 +64,17 @@ def _nat_jumps(names: Chains) -> tuple[Rule, ...]:
 
 
 def _filter_jumps(observed: Observed, names: Chains) -> tuple[Rule, ...]:
-    """Docker drops what it does not know, and leaves a chain for others to go first."""
-    docker = "DOCKER-USER" in observed.tables.get("filter", Table("filter")).chains
+    """Docker drops what it does not know, and leaves a chain for others to go first. A chain that no packet comes to
+    (Docker is gone, or FORWARD was flushed) lets nothing through."""
+    docker = _comes_to(observed.tables.get("filter", Table("filter")), "DOCKER-USER")
     return (Rule("DOCKER-USER" if docker else "FORWARD", ("-j", names.forward)),)
+
+
+def _comes_to(table: Table, chain: str) -> bool:
+    """Whether every packet that is forwarded comes to a chain, by a jump without conditions before any end."""
+    plain = [rule.target for rule in table.of("FORWARD") if all(option[0] in ("-j", "-g") for option in rule.options)]
+    before = plain[: plain.index(chain)] if chain in plain else ["RETURN"]
+    return not any(target in _ENDS for target in before)
 
 
 def _pre(claims: t.Sequence[Claim], observed: Observed, names: Chains) -> list[Rule]:
@@ -72,8 +85,7 @@ def _pre(claims: t.Sequence[Claim], observed: Observed, names: Chains) -> list[R
         entry = claim.entry
         match = ["-d", f"{entry.extaddr}/32"] if entry.extaddr else []
         match += ["-i", entry.extif] if entry.extif else []
-        kind = [] if entry.extaddr else ["-m", "addrtype", "--dst-type", "LOCAL"]
-        kind += ["--limit-iface-in"] if entry.extif and not entry.extaddr else []
+        kind = [*_FOR_THE_HOST, "--limit-iface-in"] if entry.extif and not entry.extaddr else _FOR_THE_HOST
         rules.append(_dnat(names.pre, claim, match, kind))
     if any(claim.entry.extif for claim in claims):
         inside = {claim.target.network for claim in claims} | set(observed.instance_networks)
@@ -87,15 +99,11 @@ def _out(claims: t.Sequence[Claim], host: Host, names: Chains) -> list[Rule]:
     rules = []
     for claim in claims:
         entry = claim.entry
-        kind = ["-m", "addrtype", "--dst-type", "LOCAL"]
-        if entry.extaddr:
-            rules.append(_dnat(names.out, claim, ["-d", f"{entry.extaddr}/32"], []))
-        elif entry.extif:
-            # An address that has moved elsewhere is no longer LOCAL, so nothing is led astray.
-            known = host.addresses(entry.extif)
-            rules += [_dnat(names.out, claim, ["-d", f"{address}/32"], kind) for address in known]
+        if entry.extaddr or entry.extif:
+            known = [entry.extaddr] if entry.extaddr else host.addresses(entry.extif or "")
+            rules += [_dnat(names.out, claim, ["-d", f"{address}/32"], _FOR_THE_HOST) for address in known]
         else:
-            rules.append(_dnat(names.out, claim, [], kind))
+            rules.append(_dnat(names.out, claim, [], _FOR_THE_HOST))
     return rules
 
 

@@ -4,9 +4,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 #
 # Brings one image into the server and points an alias at it.
-#   image.sh CLIENT ALIAS build SUITE MIRROR PACKAGES DEFINITION
-#   image.sh CLIENT ALIAS file METADATA [ROOTFS]
-#   image.sh CLIENT ALIAS pull SERVER PROTOCOL SOURCE_ALIAS
+#   mage-lxd-image.sh CLIENT ALIAS build SUITE MIRROR PACKAGES DEFINITION
+#   mage-lxd-image.sh CLIENT ALIAS file METADATA [ROOTFS]
+#   mage-lxd-image.sh CLIENT ALIAS pull SERVER PROTOCOL SOURCE_ALIAS
 # CLIENT is lxc or incus. MIRROR may be empty: the host's own. PACKAGES are joined by commas and may be empty.
 # Says what it did; a server that has it all already is left alone, and nothing is said.
 # The alias moves only after the new image is in the server, so a run that dies leaves the old image usable.
@@ -15,8 +15,10 @@ set -euo pipefail
 CLIENT=$1 ALIAS=$2 KIND=$3
 shift 3
 WORK=/var/cache/mage-lxd
-# The default project, whatever the client of this user is switched to.
-export LXD_PROJECT=default INCUS_PROJECT=default
+# A configuration of its own: the client of this user may be switched to another server or project.
+CONFIGURATION=$(mktemp -d)
+export LXD_CONF=$CONFIGURATION INCUS_CONF=$CONFIGURATION
+unset INCUS_REMOTE INCUS_PROJECT LXD_REMOTE LXD_PROJECT
 
 fail() { printf '%s\n' "$*" >&2; exit 1; }
 
@@ -28,15 +30,20 @@ json() {
     python3 -c 'import functools, json, sys; print(functools.reduce(lambda d, k: d[k], sys.argv[1:], json.load(sys.stdin)))' "$@"
 }
 
+# sources: the release as each source of packages names it, its codename, its origin and its URI.
+sources() {
+    apt-get indextargets --format "\$(RELEASE)|\$(CODENAME)|\$(ORIGIN)|\$(REPO_URI)" 'Created-By: Packages' 'Component: main'
+}
+
 # own_mirror SUITE: deb lines from the host's own sources, where they are of that distribution. Nothing where they are
 # not: mmdebstrap knows each distribution's mirror.
 own_mirror() {
     local codename main security
     codename=$(. /etc/os-release && echo "$VERSION_CODENAME")
-    main=$(apt-get indextargets --format "\$(RELEASE) \$(REPO_URI)" 'Created-By: Packages' 'Component: main' |
-        awk -v s="$codename" '$1 == s && $2 ~ /\/(debian|ubuntu)\/?$/ {print $2; exit}')
-    security=$(apt-get indextargets --format "\$(RELEASE) \$(REPO_URI)" 'Created-By: Packages' 'Component: main' |
-        awk -v s="$codename-security" '$1 == s {print $2; exit}')
+    # A source may name the suite (stable) instead of the release, and lie at any path.
+    main=$(sources | awk -F'|' -v s="$codename" '
+        ($1 == s || ($2 == s && $1 !~ /-/)) && ($3 ~ /^(Debian|Ubuntu)$/ || $4 ~ /\/(debian|ubuntu)\/?$/) {print $4; exit}')
+    security=$(sources | awk -F'|' -v s="$codename-security" '$1 == s || $2 == s {print $4; exit}')
     grep -qx 'ID=debian' /etc/os-release || grep -qx "$1" <(ubuntu-distro-info --all 2>/dev/null) || return 0
     [ -n "$main" ] || return 0
     echo "deb $main $1 main"
@@ -116,6 +123,10 @@ for image in json.load(sys.stdin) or []:
 # discard: what a build leaves, whatever a build that was killed may have mounted in there.
 discard() { rm -rf --one-file-system "$WORK/build"; }
 
+# forget: the client's configuration.
+forget() { rm -rf "$CONFIGURATION"; }
+trap forget EXIT
+
 # build SUITE MIRROR PACKAGES DEFINITION
 build() {
     local suite=$1 mirror=$2 packages=$3 directory="$WORK/build" log="$WORK/build.log" proxy there
@@ -128,10 +139,12 @@ build() {
     # What an interrupted build left.
     discard
     mkdir -p "$directory/metadata"
-    trap discard EXIT
+    trap 'discard; forget' EXIT
     # Older suites have systemd-resolved within systemd.
     base+=',?exact-name(systemd-resolved)|?exact-name(netbase)'
     [ -n "$mirror" ] || mirror=$(own_mirror "$suite")
+    # Without it, apt in the containers trusts no mirror.
+    case $mirror in *https://*) base+=,ca-certificates ;; esac
     proxy=$(apt-config shell PROXY Acquire::http::Proxy)
     eval "$proxy"
     # A file: the environment of a hook passes through dash, which drops exported functions.
@@ -171,20 +184,25 @@ server, protocol, alias = sys.argv[1:]
 source = dict(type="image", mode="pull", server=server, protocol=protocol, alias=alias)
 print(json.dumps(dict(auto_update=True, source=source)))' "$@")
     operation=$(timeout 1800 "$CLIENT" query --wait -X POST -d "$body" /1.0/images) || fail "$1: $3: the server could not fetch it"
-    point "$(json metadata fingerprint <<<"$operation")"
+    # An image has one source, and may be asked for by several names: each alias says which it came by.
+    point "$(json metadata fingerprint <<<"$operation")" "$*"
 }
 
-# point FINGERPRINT: moves the alias, then removes the image it was on, if this script built that and nothing names it.
+# point FINGERPRINT [DESCRIPTION]: moves the alias, then removes the image it was on, if this script built that and nothing names it.
 point() {
-    local path old body
+    local path there old="" said="" body
     path="/1.0/images/aliases/$(quote "$ALIAS")"
-    if old=$("$CLIENT" query "$path" 2>/dev/null); then
-        old=$(json target <<<"$old")
-        [ "$old" != "$1" ] || return 0
-        "$CLIENT" query -X PUT -d "{\"target\": \"$1\"}" "$path" >/dev/null
-        sweep "$old"
+    if there=$("$CLIENT" query "$path" 2>/dev/null); then
+        old=$(json target <<<"$there") said=$(json description <<<"$there")
+        [ "$old" != "$1" ] || [ "${2:-$said}" != "$said" ] || return 0
+    fi
+    body=$(python3 -c '
+import json, sys
+print(json.dumps(dict(zip(("name", "target", "description"), sys.argv[1:]))))' "$ALIAS" "$1" "${2:-$said}")
+    if [ -n "$old" ]; then
+        "$CLIENT" query -X PUT -d "$body" "$path" >/dev/null
+        [ "$old" = "$1" ] || sweep "$old"
     else
-        body=$(python3 -c 'import json, sys; print(json.dumps(dict(name=sys.argv[1], target=sys.argv[2])))' "$ALIAS" "$1")
         "$CLIENT" query -X POST -d "$body" /1.0/images/aliases >/dev/null
     fi
     printf '%s %s\n' "$ALIAS" "$1"
