@@ -87,8 +87,8 @@ options:
       - "C(wait_for): what has to be true before it counts as started, a list of V(address), V(cloud-init), V(system)
         (systemd is up), C({port: 5432}), C({exec: [pg_isready, -q]}) and C({address: {nic: eth0, family: 4}}). If not
         given, an address, where it has a network device; an empty list waits for nothing."
-      - "C(stop): how it is stopped and restarted, a mapping. It is asked C(attempts) times (V(1)) to end within
-        C(timeout) seconds (V(30), or half of O(timeout) if that is less). Then it is ended with C(force=true), the
+      - "C(stop): how it is stopped and restarted, a mapping. It is asked C(attempts) times (V(2)) to end within
+        C(timeout) seconds (V(15), or a quarter of O(timeout) if that is less). Then it is ended with C(force=true), the
         default, and fails with V(false). C({attempts: 0}) ends it at once. What is deleted is always ended at once."
       - "C(python): V(true) brings in a Python that can run Ansible's modules, if there is none."
       - "C(recreate): V(true) allows to delete an instance and make it anew, where its type or image is another one."

@@ -14,8 +14,9 @@ import pytest
 
 from ansible_collections.mage.lxd.plugins.module_utils._errors import InvalidInput
 from ansible_collections.mage.lxd.plugins.module_utils._instances import states
+from ansible_collections.mage.lxd.plugins.module_utils._server.rest import RestDriver
 from ansible_collections.mage.lxd.tests.integration import namespace
-from ansible_collections.mage.lxd.tests.integration.engine import Engine
+from ansible_collections.mage.lxd.tests.integration.engine import Engine, Raw
 
 # Taken up at the next start only.
 SLOW = {"linux.sysctl.net.ipv4.ip_forward": "1"}
@@ -176,6 +177,32 @@ def test_a_restart_after_every_change_is_made_up_for(engine: Engine) -> None:
     assert engine.get("u")["last_used_at"] == used
     assert engine.good(item, restart="always").one["actions"] == ["restart"]
     assert not engine.good(item, restart="always").changed
+
+
+# It does not listen to the first time that it is asked to end.
+INATTENTIVE = b"""#!/bin/sh
+trap "trap 'exit 0' PWR" PWR
+while :; do
+    sleep 3600 &
+    wait $!
+done
+"""
+
+
+def test_what_misses_that_it_is_to_end_is_asked_again(engine: Engine) -> None:
+    def item(state: str) -> Raw:
+        return engine.item("w", state=state, wait_for=[], stop={"timeout": 2})
+
+    engine.good(item("stopped"))
+    driver = RestDriver(engine.options)
+    try:
+        driver.push(engine.name("w"), "/sbin/init", INATTENTIVE, mode=0o755)
+    finally:
+        driver.close()
+    engine.good(item("started"))
+    for state, step, status in (("restarted", "restart", "Running"), ("stopped", "stop", "Stopped")):
+        done = engine.good(item(state))
+        assert (done.one["actions"], done.warnings, engine.status("w")) == ([step], (), status)
 
 
 def test_another_image_or_type_is_refused_or_made_anew(engine: Engine) -> None:

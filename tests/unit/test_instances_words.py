@@ -32,15 +32,15 @@ def one(**fields: t.Any) -> spec.InstanceSpec:
 @pytest.mark.parametrize(
     ("raw", "stop", "patience"),
     [
-        (None, stops.Stop(), 30),
+        (None, stops.Stop(timeout=0, attempts=2, force=True), 15),
         ({"timeout": "90"}, stops.Stop(timeout=90), 90),
-        ({"attempts": 3, "force": "no"}, stops.Stop(attempts=3, force=False), 30),
-        ({"attempts": 0}, stops.Stop(attempts=0), 30),
+        ({"attempts": 3, "force": "no"}, stops.Stop(attempts=3, force=False), 15),
+        ({"attempts": 0}, stops.Stop(attempts=0), 15),
     ],
 )
 def test_how_it_is_stopped(raw: t.Any, stop: stops.Stop, patience: int) -> None:
     parsed = one(stop=raw).stop
-    assert (parsed, parsed.patience(600), stops.Stop().patience(20)) == (stop, patience, 10)
+    assert (parsed, parsed.patience(600), stops.Stop().patience(20)) == (stop, patience, 5)
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,11 @@ def is_away(error: MageError) -> bool:
     return isinstance(error, (ServerUnreachable, OperationForgotten))
 
 
+def is_late(error: ServerError) -> bool:
+    """Whether what was asked to end had not done so when the server gave up waiting."""
+    return "Failed shutting down" in error.message
+
+
 def is_busy(error: MageError) -> bool:
     """Whether something else goes on with the instance, which comes to its end."""
     return isinstance(error, ServerError) and any(text in error.message for text in BUSY)

@@ -12,8 +12,11 @@ import dataclasses
 
 from .._values import Problems, boolean, integer, mapping
 
-# Seconds that what runs in an instance has to end.
-TIMEOUT = 30
+# Seconds that what runs in an instance has to end before it is asked again.
+TIMEOUT = 15
+# A request is a signal to PID 1, and is lost where it does not listen for that one: before systemd is up, or in the
+# moment in which a shell blocks all signals, when liblxc takes it for systemd and sends SIGRTMIN+3.
+ATTEMPTS = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,12 +25,12 @@ class Stop:
     or stays as it is, and that is an error."""
 
     timeout: int = 0
-    attempts: int = 1
+    attempts: int = ATTEMPTS
     force: bool = True
 
     def patience(self, limit: int) -> int:
         """Seconds for one attempt. Where nobody said, the server is to give up before ``limit`` is over."""
-        return self.timeout or min(TIMEOUT, max(1, limit // 2))
+        return self.timeout or min(TIMEOUT, max(1, limit // (2 * ATTEMPTS)))
 
 
 def parse(raw: object, path: str, problems: Problems) -> Stop:

@@ -21,7 +21,7 @@ from . import causes, checks, copies, expected, folders, pins, prune, python, re
 from .config import is_secret
 from .images import CopyOf
 from .observed import InstanceChange
-from .races import Missed, Overtaken, is_away, is_raced
+from .races import Missed, Overtaken, is_away, is_late, is_raced
 from .spec import InstanceSpec
 from .states import ENDS_IN, like
 from .update import Update, desired_update, is_ready
@@ -327,8 +327,8 @@ class Worker:
         return None
 
     def _start_stopped(self, error: ServerError) -> None:
-        """The second half of a restart that ended after its first."""
-        if settle.is_unshifted(error.message):
+        """The second half of a restart that ended after its first, or in its first though it stops after all."""
+        if settle.is_unshifted(error.message) or is_late(error):
             self._begin("start")
             return
         self.done.append("stop")
