@@ -113,7 +113,7 @@ def _lxd_ssh(_folder: Path, _doors: Doors) -> t.Iterator[Opened]:
 def _inside(_folder: Path, doors: Doors, depth: int) -> t.Iterator[Opened]:
     """The server in an instance, or in an instance of that one."""
     host = doors.hosts.one if depth == 1 else doors.hosts.two
-    client = (*nested.enter(host.via), "lxc")
+    client = (*nested.enter(host.via), *server.LINGER, "lxc")
     yield Server(f"nested-{depth}", client), options.ServerOptions(f"unix://{LXD_SOCKET}", via=host.via)
 
 

@@ -149,7 +149,7 @@ class Engine:
 
     def has_address(self, suffix: str, address: str) -> bool:
         """Whether eth0 has it, in a moment: a client that is busy may lose what a command prints."""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while f" {address}/" not in self.execute(suffix, "ip", "addr", "show", "eth0"):
             if time.monotonic() > deadline:
                 return False

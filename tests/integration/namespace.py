@@ -42,7 +42,7 @@ class Namespace:
         """The body of an answer; raises RuntimeError on a refused or unanswered request. Proxies are not asked."""
         return self.run("curl", "-sS", "--noproxy", "*", "--max-time", str(timeout), *arguments, url)
 
-    def connects(self, address: str, port: int, timeout: int = 3) -> bool:
+    def connects(self, address: str, port: int, timeout: int = 20) -> bool:
         """Whether a TCP connection is accepted."""
         script = f"exec 3<>/dev/tcp/{address}/{port}"
         done = subprocess.run([*self.prefix(), "timeout", str(timeout), "bash", "-c", script], check=False)

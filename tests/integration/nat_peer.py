@@ -4,7 +4,7 @@
 """Speaks and answers TCP and UDP, as a program of its own: the tests run it inside containers' network namespaces.
 
 ``serve NAME TCP_PORT UDP_PORT`` answers with its name and the address that it was asked from.
-``ask PROTO ADDRESS PORT [SOURCE_PORT]`` prints the answer, or ends with exit code 1 after two seconds.
+``ask SECONDS PROTO ADDRESS PORT [SOURCE_PORT]`` prints the answer, or ends with exit code 1 after these seconds.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from __future__ import annotations
 import socket
 import sys
 import threading
-
-WAIT = 2.0
 
 
 def serve_udp(name: str, port: int) -> None:
@@ -33,10 +31,10 @@ def serve_tcp(name: str, port: int) -> None:
                 connection.sendall(f"{name} {peer[0]}".encode())
 
 
-def ask(proto: str, address: str, port: int, source: int = 0) -> str:
+def ask(seconds: float, proto: str, address: str, port: int, source: int = 0) -> str:
     kind = socket.SOCK_STREAM if proto == "tcp" else socket.SOCK_DGRAM
     with socket.socket(socket.AF_INET, kind) as asking:
-        asking.settimeout(WAIT)
+        asking.settimeout(seconds)
         asking.bind(("", source))
         asking.connect((address, port))
         if proto == "udp":
@@ -49,6 +47,6 @@ if __name__ == "__main__":
         threading.Thread(target=serve_udp, args=(sys.argv[2], int(sys.argv[4])), daemon=True).start()
         serve_tcp(sys.argv[2], int(sys.argv[3]))
     try:
-        print(ask(sys.argv[2], sys.argv[3], *(int(text) for text in sys.argv[4:])))
+        print(ask(float(sys.argv[2]), sys.argv[3], sys.argv[4], *(int(text) for text in sys.argv[5:])))
     except OSError as error:
         sys.exit(f"no answer: {error}")

@@ -27,7 +27,7 @@ FOLDERS = (
 LINKS = {"bin": "usr/bin", "lib": "usr/lib", "lib64": "usr/lib64", "sbin": "usr/sbin", "var/run": "/run"}
 METADATA = """architecture: {arch}
 creation_date: 1700000000
-properties: {{architecture: {arch}, description: a host for the tests of mage.lxd, os: nested}}
+properties: {{architecture: {arch}, description: a host for the tests of mage.lxd ({who}), os: nested}}
 """
 FILES = {
     "etc/passwd": "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n",
@@ -40,7 +40,7 @@ FILES = {
 def write_image(path: Path) -> None:
     """An image that is next to nothing without the machine's /usr."""
     with tarfile.open(path, "w:gz", compresslevel=1) as archive:
-        _file(archive, "metadata.yaml", METADATA.format(arch=os.uname().machine).encode())
+        _file(archive, "metadata.yaml", METADATA.format(arch=os.uname().machine, who=os.getpid()).encode())
         _folder(archive, "rootfs")
         folders = {parent.as_posix() for name in FOLDERS.split() for parent in (Path(name), *Path(name).parents)}
         for name in sorted(folders - {"."}):

@@ -117,7 +117,7 @@ def received(sock: socket.socket) -> bytes:
     return digest.digest()
 
 
-def until(check: t.Callable[[], bool], seconds: float = 10) -> None:
+def until(check: t.Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not check():
         assert time.monotonic() < deadline
@@ -137,11 +137,11 @@ def sockets_open() -> int:
 def test_bytes_go_both_ways_at_once_and_the_command_goes_with_its_last_user(
     tool: str, echo: Echo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bridge, "IDLE", 0.1)
     monkeypatch.setattr(bridge, "_POLL", 0.05)
     data = os.urandom(1 << 20) * 20
     trunk, made = opened(tmp_path / "bin", echo.path, tool)
     sock = stream(made)
+    monkeypatch.setattr(bridge, "IDLE", 0.1)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         reader = pool.submit(lambda: hashlib.sha256(b"".join(_exactly(sock, len(data)))).digest())
         sock.sendall(data)

@@ -257,13 +257,15 @@ def test_a_command_goes_on_where_its_caller_was_killed(two: Two, box: str) -> No
     environment = {**os.environ, "PYTHONPATH": str(ROOT / ".tree")}
 
     def running(seconds: str) -> bool:
-        return f"sleep {seconds}\n" in two.host.run("exec", box, "--", "ps", "-o", "args")
+        seen = two.host.run("exec", box, "--", *server.LINGER, "ps", "-o", "args")
+        assert "ps -o args" in seen
+        return f"sleep {seconds}\n" in seen
 
     def until(seconds: str, expected: bool) -> bool:
-        end = time.monotonic() + 15
-        while running(seconds) is not expected and time.monotonic() < end:
+        end = time.monotonic() + 60
+        while (found := running(seconds)) is not expected and time.monotonic() < end:
             time.sleep(0.1)
-        return running(seconds)
+        return found
 
     left = []
     for driver, seconds in (("rest", "4721"), ("cli", "4722")):

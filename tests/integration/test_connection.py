@@ -43,8 +43,8 @@ def debian() -> t.Iterator[str]:
     name = server.own_prefix() + "-debian"
     server.run("lxc", "launch", DEBIAN, name)
     resolved = f"getent hosts {server.mirror_host()} >/dev/null"
-    script = f"for i in $(seq 100); do {resolved} && break; sleep 0.2; done\n" + SETUP
-    server.run("lxc", "exec", name, "--", "sh", "-c", script, timeout=300)
+    script = f"for i in $(seq 600); do {resolved} && break; sleep 0.2; done\n" + SETUP
+    server.run("lxc", "exec", name, "--", "sh", "-c", script, timeout=900)
     yield name
     server.delete_instances(name)
 

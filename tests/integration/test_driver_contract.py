@@ -147,7 +147,9 @@ def test_what_pylxd_reads_to_connect_is_not_read_again(doors: Doors) -> None:
     seen = snapshot.read(driver)
     driver.close()
     assert seen.server.flavor == driver.server_info["environment"]["server"]
-    assert driver.requests == [("GET", "/1.0"), ("GET", "/1.0/instances")]
+    # Projects are read where an instance names groups: one of a test beside may.
+    read = [one for one in driver.requests if one != ("GET", "/1.0/projects")]
+    assert read == [("GET", "/1.0"), ("GET", "/1.0/instances")]
 
 
 # Commands
@@ -388,7 +390,7 @@ def ice(host: Server, box: str) -> t.Iterator[str]:
     host.run("launch", host.image, name)
     host.run("pause", name)
     yield name
-    host.run("delete", "--force", name)
+    host.delete(name)
 
 
 @pytest.mark.parametrize("door", ["core-lxd", "core-incus", "cli-lxd", "cli-incus"], scope="module")
@@ -406,7 +408,7 @@ def test_what_is_frozen(driver: Driver, host: Server, ice: str, monkeypatch: pyt
 
     host.run("start", ice)
     with pytest.raises(_errors.DeadlinePassed, match="it did not even end when killed"):
-        driver.execute(ice, ["sh", "-c", "echo up; exec sleep 4717"], timeout=2, gate=freeze)
+        driver.execute(ice, ["sh", "-c", "echo up; exec sleep 4717"], timeout=10, gate=freeze)
 
 
 def test_files_of_the_kernel(driver: Driver, box: str) -> None:

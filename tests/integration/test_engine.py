@@ -190,10 +190,13 @@ done
 
 
 def test_what_misses_that_it_is_to_end_is_asked_again(engine: Engine) -> None:
-    def item(state: str) -> Raw:
-        return engine.item("w", state=state, wait_for=[], stop={"timeout": 2})
+    # It listens: the signal is the 30th.
+    listens = {"exec": ["grep", "-q", "^SigCgt:.*[2367abef].......$", "/proc/1/status"]}
 
-    engine.good(item("stopped"))
+    def item(state: str) -> Raw:
+        return engine.item("w", state=state, wait_for=[listens], stop={"timeout": 5})
+
+    engine.good({**item("stopped"), "wait_for": []})
     driver = RestDriver(engine.options)
     try:
         driver.push(engine.name("w"), "/sbin/init", INATTENTIVE, mode=0o755)
@@ -242,15 +245,16 @@ def test_what_is_waited_for(engine: Engine) -> None:
     assert not engine.good(
         engine.item("w", config={"user.x": "1"}, wait_for=["address", {"exec": ["test", "-d", "/proc/1"]}])
     ).changed
+    engine.good(engine.item("w6", wait_for=[]), engine.item("we", wait_for=[]))
     bad = engine.run(
         engine.item("w", wait_for=[{"port": 4321}]),
         engine.item("w6", wait_for=[{"address": {"family": 6, "nic": "eth7"}}]),
         engine.item("we", wait_for=[{"exec": ["sh", "-c", "echo not yet; exit 3"]}]),
-        timeout=2,
+        timeout=5,
     )
     told = dict(failure.split(": ", 1) for failure in bad.failures)
     expected = {
-        "w": "port: 4321: not so after 2 s; last state: nothing listens on port 4321",
+        "w": "port: 4321: not so after 5 s; last state: nothing listens on port 4321",
         "w6": "there is no such network device; there is eth0",
         "we": "last state: exit code 3: not yet",
     }
@@ -271,8 +275,8 @@ def test_what_is_waited_for(engine: Engine) -> None:
         )
     (failure,) = engine.run(engine.item("w", wait_for=["cloud-init"])).failures
     assert "cloud-init failed: - ('scripts_user', RuntimeError('Runparts: 1 failures'))" in failure
-    (failure,) = engine.run(engine.item("w", wait_for=["system"]), timeout=1).failures
-    assert "system: not so after 1 s; last state: systemd: starting" in failure
+    (failure,) = engine.run(engine.item("w", wait_for=["system"]), timeout=5).failures
+    assert "system: not so after 5 s; last state: systemd: starting" in failure
     engine.execute(
         "w",
         "sh",
@@ -294,15 +298,15 @@ def test_what_does_not_come_true_after_a_start_is_waited_for_again(engine: Engin
     # It is not asked without need.
     assert not engine.good(item).changed
     dependent = engine.item("after", depends_on=[item["name"]], state="started", wait_for=[])
-    told = "exec: test -e /serves: not so after 6 s"
-    done = engine.run({**item, "config": SLOW}, timeout=6)
+    told = "exec: test -e /serves: not so after 10 s"
+    done = engine.run({**item, "config": SLOW}, timeout=10)
     assert done.one["actions"] == ["update", "restart"]
     assert told in done.failures[0]
     assert engine.good({**item, "config": SLOW, "state": "stopped"}).one["actions"] == ["stop"]
-    done = engine.run({**item, "config": SLOW}, timeout=6)
+    done = engine.run({**item, "config": SLOW}, timeout=10)
     assert done.one["actions"] == ["start"]
     assert told in done.failures[0]
-    again = engine.run({**item, "config": SLOW}, dependent, timeout=6)
+    again = engine.run({**item, "config": SLOW}, dependent, timeout=10)
     assert told in again.failures[0]
     assert "not tried, since it comes after" in again.failures[1]
     assert engine.status("after") == "Absent"

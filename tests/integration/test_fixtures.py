@@ -50,7 +50,7 @@ def test_the_namespace_reaches_the_host_and_is_gone_afterwards() -> None:
         thread = threading.Thread(target=lambda: answered.append(listener.accept()[1][0]))
         thread.start()
         assert client.connects(client.host_address, listener.getsockname()[1])
-        thread.join(5)
+        thread.join(30)
         assert answered == [client.address]
     assert client.name not in server.run("ip", "netns", "list")
     assert client.interface not in server.run("ip", "-br", "link")

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import time
 import typing as t
@@ -16,6 +17,11 @@ from ansible_collections.mage.lxd.tests.integration import namespace
 from ansible_collections.mage.lxd.tests.integration.engine import Engine
 
 Bridge = t.Callable[..., str]
+
+
+def _other(network: ipaddress.IPv4Network, *taken: str) -> str:
+    """An address of the network that is none of these."""
+    return next(str(one) for one in network if int(one) & 255 >= 200 and str(one) not in taken)
 
 
 def test_a_fixed_address_that_another_has_is_not_told_as_had(engine: Engine, bridge: Bridge) -> None:
@@ -37,7 +43,7 @@ def test_a_fixed_address_that_another_has_is_not_told_as_had(engine: Engine, bri
         (failure,) = done.failures
         assert f" instead of {has}: another has that address, or had it a moment ago" in failure
         assert done.one["actions"] in (steps, steps[:-1])
-    free = str(network[200])
+    free = _other(network, has)
     done = engine.good({**want, "address": free})
     # An instance that has not asked yet since its last start asks for the new one.
     assert done.one["actions"] in (["update", "restart"], ["update"])
@@ -51,7 +57,9 @@ def test_another_address_of_what_runs_is_had_at_once_or_told(engine: Engine, bri
     name = bridge(f"ipv4.address={network[1]}/24", "ipv6.address=none")
     devices = {"eth0": {"type": "nic", "name": "eth0", "network": name}}
     item = engine.item("moves", devices=devices, nat=[{"extport": 39341}])
-    first, second, third = engine.good(item).one["address"], str(network[200]), str(network[201])
+    first = engine.good(item).one["address"]
+    second = _other(network, first)
+    third = _other(network, first, second)
     done = engine.good({**item, "address": second})
     assert (done.one["actions"], done.one["address"]) == (["update", "restart"], second)
     assert engine.has_address("moves", second)

@@ -29,7 +29,7 @@ cloud-init clean --logs
 @contextlib.contextmanager
 def clouded(engine: Engine) -> t.Iterator[str]:
     """A stopped Debian with cloud-init."""
-    made = engine.good({"name": engine.name("origin"), "image": DEBIAN, "wait_for": ["system", "address"]}, timeout=60)
+    made = engine.good({"name": engine.name("origin"), "image": DEBIAN, "wait_for": ["system", "address"]}, timeout=300)
     assert made.one["actions"] == ["create", "start"]
     engine.server.run("exec", engine.name("origin"), "--", "sh", "-c", INSTALL.format(mirror=server.mirror_host()))
     engine.good({"name": engine.name("origin"), "state": "stopped"})
@@ -58,7 +58,7 @@ def test_systemd_and_cloud_init_of_debian_are_waited_for(doors: doors_module.Doo
                 "cloud_init": {"user_data": "#!/bin/sh\nexit 3\n"},
                 "wait_for": ["cloud-init"],
             }
-            done = engine.run(good, bad, timeout=60)
+            done = engine.run(good, bad, timeout=300)
             (failure,) = done.failures
             assert failure.startswith(f"default/{engine.name('bad')}: ")
             assert "cloud-init failed: " in failure
@@ -90,7 +90,7 @@ def debian(doors: doors_module.Doors, tmp_path: Path) -> t.Iterator[Engine]:
 
 def test_systemd_of_debian_is_waited_for_on_incus(debian: Engine) -> None:
     item = {"name": debian.name("system"), "image": f"{debian.prefix}/debian", "wait_for": ["system"]}
-    assert debian.good(item, timeout=60).one["actions"] == ["create", "start"]
+    assert debian.good(item, timeout=300).one["actions"] == ["create", "start"]
     assert debian.execute("system", "sh", "-c", "systemctl is-system-running || :").strip() in ("running", "degraded")
     assert not debian.good(item).changed
     (failure,) = debian.run({**item, "wait_for": ["cloud-init"]}).failures

@@ -106,15 +106,15 @@ def test_mounts_come_to_what_runs(engine: Engine, tmp_path: Path) -> None:
 def test_an_address_that_never_came_is_missed_again(engine: Engine) -> None:
     item = engine.item("mute", config={"raw.lxc": "lxc.init.cmd = /bin/sleep 1000"})
     for actions in (["create", "start"], []):
-        done = engine.run(item, timeout=3)
-        assert "address of eth0: not so after 3 s" in done.failures[0]
+        done = engine.run(item, timeout=8)
+        assert "address of eth0: not so after 8 s" in done.failures[0]
         assert done.one["actions"] == actions
     # One that it has given itself is found in it.
     nic = engine.server.query("/1.0/profiles/default")["devices"]["eth0"]
     gateway = engine.server.query(f"/1.0/networks/{nic['network']}")["config"]["ipv4.address"]
     address = f"{gateway.rpartition('.')[0]}.253/{gateway.rpartition('/')[2]}"
     engine.execute("mute", "sh", "-c", f"ip link set eth0 up; ip addr add {address} dev eth0")
-    assert not engine.good(item, timeout=3).changed
+    assert not engine.good(item, timeout=8).changed
 
 
 def test_a_restart_that_does_not_start_is_not_forced(engine: Engine) -> None:

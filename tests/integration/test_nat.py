@@ -87,15 +87,15 @@ class Container:
         return ask(proto, address, port, prefix=self.inside)
 
 
-def ask(proto: str, address: str, port: int, *source: int, prefix: t.Sequence[str] = ()) -> str:
+def ask(proto: str, address: str, port: int, *source: int, prefix: t.Sequence[str] = (), seconds: float = 20) -> str:
     """Who answers, and which address it sees: ``NAME 10.64.0.2``; empty if nobody does."""
-    argv = [*prefix, *PEER, "ask", proto, address, str(port), *(str(one) for one in source)]
-    return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=30).stdout.strip()
+    argv = [*prefix, *PEER, "ask", str(seconds), proto, address, str(port), *(str(one) for one in source)]
+    return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60).stdout.strip()
 
 
 def launch(name: str) -> Container:
     server.run("lxc", "launch", IMAGE, name)
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while time.monotonic() < end:
         state = server.lxd_query(f"/1.0/instances/{name}/state")
         found = [
@@ -169,7 +169,8 @@ def test_a_port_is_reached_from_everywhere(pair: t.Any, client_namespace: t.Any,
     assert a.ask("tcp", client.host_address, by_interface).split()[0] == a.name
     # Published on the bridge only: nobody outside gets there, by no address.
     assert b.ask("tcp", gateway(), stranger).split()[0] == b.name
-    assert [ask("tcp", address, stranger, prefix=outside) for address in (client.host_address, gateway())] == ["", ""]
+    both = client.host_address, gateway()
+    assert [ask("tcp", address, stranger, prefix=outside, seconds=2) for address in both] == ["", ""]
     # A service of the host's own on its loopback stays reachable.
     with socket.create_server(("127.0.0.1", anywhere)), socket.create_connection(("127.0.0.1", anywhere), 2):
         pass
@@ -202,8 +203,9 @@ def test_a_udp_flow_follows_its_port(pair: t.Any, client_namespace: t.Any, run_p
     port = free_port()
     entry = {"extport": port, "intport": 7, "proto": "udp"}
 
-    def asked() -> str:
-        return ask("udp", client_namespace.host_address, port, 5555, prefix=client_namespace.prefix())
+    def asked(seconds: float = 20) -> str:
+        prefix = client_namespace.prefix()
+        return ask("udp", client_namespace.host_address, port, 5555, prefix=prefix, seconds=seconds)
 
     for container, other in ((a, b), (b, a)):
         publish(other.name)
@@ -212,7 +214,7 @@ def test_a_udp_flow_follows_its_port(pair: t.Any, client_namespace: t.Any, run_p
         assert asked() == f"{container.name} {client_namespace.address}"
     publish(b.name)
     run_playbook(HEAD + task("Publish")).succeeded()
-    assert asked() == ""
+    assert asked(2) == ""
 
 
 def declared(container: Container, *entries: dict[str, t.Any]) -> dict[str, t.Any]:

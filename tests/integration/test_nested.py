@@ -99,6 +99,8 @@ def test_the_role_makes_a_list_true_on_a_server_elsewhere(
     (tmp_path / "hosts").write_text("127.0.0.1 localhost\n", encoding="utf-8")
     cert, key = tls.make_certificate(tmp_path, prefix)
     address, length = server.late_address(skip=64), server.bridge_subnet().rpartition("/")[2]
+    # So that nobody beside is given it.
+    server.run("lxc", "config", "device", "override", host.via[0], "eth0", f"ipv4.address={address}")
     host.run("ip", "link", "set", "eth0", "up")
     host.run("ip", "address", "add", f"{address}/{length}", "dev", "eth0")
     # Another may have had the address a moment ago.
@@ -130,6 +132,8 @@ def test_the_role_makes_a_list_true_on_a_server_elsewhere(
         host.delete(name)
         host.run("lxc", "config", "unset", "core.https_address")
         listener.forget(lambda *argv: host.run("lxc", *argv), cert)
+        host.run("ip", "address", "del", f"{address}/{length}", "dev", "eth0")
+        server.run("lxc", "config", "device", "remove", host.via[0], "eth0")
     assert "39378" not in server.run("iptables-save", "-t", "nat")
 
 
@@ -191,7 +195,8 @@ def test_of_both_servers_in_an_instance_its_environment_says_which_one(
     inside = boxes["in-one"]
     sockets = {name: f"/var/lib/{name}/unix.socket" for name in ("lxd", "incus")}
     # The second server is the first one under another name.
-    start = 'mkdir -p "${1%/*}"; setsid socat "UNIX-LISTEN:$1,fork" "UNIX-CONNECT:$2" >&- 2>&- & echo $!'
+    start = 'mkdir -p "${1%/*}"; setsid socat "UNIX-LISTEN:$1,fork" "UNIX-CONNECT:$2" >&- 2>&- & pid=$!'
+    start += '; until [ -S "$1" ]; do sleep 0.05; done; echo $pid'
     pid = inside.run("sh", "-c", start, "sh", sockets["incus"], sockets["lxd"])
     ways = " or ".join(f"environment.{name.upper()}_SOCKET={path}" for name, path in sorted(sockets.items()))
     told = f"LXD and Incus are both in {where.via[0]}: say which one by the setting of that instance, {ways}"

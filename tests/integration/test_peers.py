@@ -80,6 +80,7 @@ def test_what_does_not_come_in_time_is_a_failure(engine: Engine) -> None:
     """Elsewhere a timeout was a success."""
     nic = {"eth0": {"type": "nic", "nictype": "p2p", "name": "eth0"}}
     item = engine.item("c", devices=nic, wait_for=[{"address": {"nic": "eth0"}}])
+    engine.good({**item, "wait_for": []})
     (failure,) = engine.run(item, timeout=1).failures
     assert "address of eth0: not so after 1 s; last state: Running" in failure
 

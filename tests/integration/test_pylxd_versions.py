@@ -62,7 +62,7 @@ def test_the_contract_on_the_oldest_pylxd(tmp_path: Path) -> None:
         stderr=subprocess.STDOUT,
         text=True,
         check=False,
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode == 0, done.stdout[-4000:]
     for door in DOORS:

@@ -180,4 +180,4 @@ def test_a_timeout_is_kept(make: t.Callable[[options.ServerOptions], doors.Drive
                 contextlib.closing(make(options.parse({**params, "timeout": 1}))) as one,
             ):
                 one.request("GET", "/1.0")
-            assert time.monotonic() - start < 10
+            assert time.monotonic() - start < 30

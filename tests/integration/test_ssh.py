@@ -145,7 +145,7 @@ def test_a_host_that_comes_back_is_reached_again(host: sshd.Sshd) -> None:
 
 
 def test_a_master_that_hangs_is_replaced(host: sshd.Sshd) -> None:
-    where = options.ServerOptions(**{**vars(server(host)), "timeout": 2})
+    where = options.ServerOptions(**{**vars(server(host)), "timeout": 6})
     assert answers(where)
     place = ssh.place_of(where)
     check = subprocess.run(place.ssh("-O", "check"), capture_output=True, text=True, check=True)
@@ -178,7 +178,7 @@ class Sleeper(UnixServer):
 
 def test_a_server_that_sleeps_costs_nobody_the_line(host: sshd.Sshd, tmp_path: Path) -> None:
     sleeper = Sleeper(tmp_path / "socket")
-    where = options.ServerOptions(**{**vars(server(host, path=str(tmp_path / "socket"))), "timeout": 1})
+    where = options.ServerOptions(**{**vars(server(host, path=str(tmp_path / "socket"))), "timeout": 5})
     with contextlib.closing(CoreDriver(where)) as other:
         assert other.request("GET", "/1.0").status == 200
         os.unlink(ssh.place_of(where).base + ".ok")
@@ -200,21 +200,21 @@ def test_a_server_that_sleeps_for_longer_than_it_takes_to_connect_is_waited_for(
     where = server(host, path=str(tmp_path / "socket"))
     assert answers(where)
     os.unlink(ssh.place_of(where).base + ".ok")
-    monkeypatch.setattr(options, "CONNECT_TIMEOUT", 1.0)
+    monkeypatch.setattr(options, "CONNECT_TIMEOUT", 4.0)
     sleeper.asleep.set()
-    threading.Timer(5, sleeper.asleep.clear).start()
+    threading.Timer(16, sleeper.asleep.clear).start()
     assert answers(where)
     assert logins(host) == 1
 
 
 def test_a_master_goes_when_nobody_has_needed_it_for_a_while(host: sshd.Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ssh, "PERSIST", 2)
+    monkeypatch.setattr(ssh, "PERSIST", 6)
     where = server(host)
     driver = CoreDriver(where)
     assert driver.request("GET", "/1.0").status == 200
     place = ssh.place_of(where)
     # A connection that only waits keeps it.
-    time.sleep(3)
+    time.sleep(8)
     assert driver.request("GET", "/1.0").status == 200
     assert os.path.exists(place.master)
     driver.close()

@@ -297,16 +297,16 @@ class Trickling(Hasty):
         accept = base64.b64encode(hashlib.sha1(key + GUID).digest())
         sock.sendall(b"HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: %s\r\n\r\n" % accept)
         for piece in (b"\x82\x01a", b"\x82\x01b", b"\x82\x01c", b"\x82\x01d", EOF):
-            time.sleep(0.3)
+            time.sleep(0.5)
             sock.sendall(piece)
 
 
-@pytest.mark.parametrize("timeout", [None, 0.6])
+@pytest.mark.parametrize("timeout", [None, 1.5])
 def test_output_that_still_comes_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, timeout: float | None
 ) -> None:
     """The command has ended in time, and its deadline is not that of the line."""
-    monkeypatch.setattr(execution, "LINGERING", 0.8)
+    monkeypatch.setattr(execution, "LINGERING", 2)
     Trickling(tmp_path / "socket", b"")
     driver = CoreDriver(ServerOptions(f"unix://{tmp_path}/socket"))
     assert driver.execute("web", ["cat"], timeout=timeout) == (127, b"abcd", b"")
@@ -317,7 +317,7 @@ class Slow(Server):
     """Has written all the output when it tells the end; the line brings it later, in pieces."""
 
     pieces: t.Sequence[bytes] = ()
-    pause = 0.3
+    pause = 0.5
 
     def _answer(self, line: bytes) -> bytes:
         self._sent.set()
@@ -343,7 +343,7 @@ def slow(tmp_path: Path, pieces: list[bytes], timeout: float) -> CoreDriver:
 
 @pytest.mark.parametrize(
     ("pieces", "timeout"),
-    [([b"\x82\x03abc", b"\x82\x03def" + EOF], 5), ([b"\x82", b"\x06", b"abc", b"de", b"f", EOF], 0.8)],
+    [([b"\x82\x03abc", b"\x82\x03def" + EOF], 5), ([b"\x82", b"\x06", b"abc", b"de", b"f", EOF], 2)],
     ids=["a stall", "single bytes"],
 )
 def test_output_on_a_slow_line_is_whole(
@@ -367,7 +367,7 @@ def test_output_that_came_while_nobody_looked_is_whole(tmp_path: Path, monkeypat
     monkeypatch.setattr(execution, "GRACE", 0.5)
 
     def ended(stdout: bytes, stderr: bytes) -> bool:
-        time.sleep(1)
+        time.sleep(2)
         return False
 
     with contextlib.closing(slow(tmp_path, [b"\x82\x03abc" + EOF], 0.5)) as driver:

@@ -144,7 +144,7 @@ def test_the_deadline_is_for_the_whole_call(scripted: t.Callable[..., CoreDriver
     def trickle(sock: socket.socket) -> None:
         read_request(sock)
         sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n")
-        for _byte in range(30):
+        for _byte in range(100):
             try:
                 sock.sendall(b"x")
             except BrokenPipeError:
@@ -155,7 +155,8 @@ def test_the_deadline_is_for_the_whole_call(scripted: t.Callable[..., CoreDriver
     start = time.monotonic()
     with pytest.raises(_errors.DeadlinePassed, match=r"GET /1.0: no answer after 0\.5 s"):
         driver.request("GET", "/1.0", timeout=0.5)
-    assert time.monotonic() - start < 1.5
+    # The answer takes ten.
+    assert time.monotonic() - start < 8
 
 
 @pytest.mark.parametrize(

@@ -176,6 +176,30 @@ def test_an_address_that_the_network_did_not_know_yet_is_asked_for_once_more(lat
         assert "instead of 10.99.0.64" in outcome.failures[0]
 
 
+@pytest.mark.parametrize("restart", ["if_required", "never"])
+def test_an_address_that_was_asked_for_just_before_the_pin_is_asked_for_again(restart: str) -> None:
+    store = prepared({**A, **NAT})
+    (hwaddr,) = store.leased
+    store.leased.clear()
+
+    def meanwhile(number: int) -> None:
+        if number == write:
+            store.leased[hwaddr] = "10.99.0.120"
+
+    item = {**A, **NAT, "address": "10.99.0.64"}
+    probe = MemoryDriver(copied(store))
+    convergence.run(probe, [item], timeout=1)
+    write = [method for method, _path in probe.requests].index("PATCH")
+    outcome = convergence.run(MemoryDriver(store, meanwhile=meanwhile), [item], restart=restart)
+    assert outcome.ok, outcome
+    if restart == "never":
+        assert (actions(outcome), value(outcome)["restart_required"]) == (["update"], ["devices.eth0"])
+    else:
+        assert actions(outcome) == ["update", "restart"]
+        assert pin_and_lease(store) == ("10.99.0.64", "10.99.0.64")
+        assert not run(store, item).changed
+
+
 def test_what_has_its_address_again_needs_no_restart() -> None:
     """Another had it for a while, and a run that wrote something else saw that."""
     store = prepared({**A, "address": "10.99.0.64"})

@@ -369,7 +369,9 @@ class Worker:
         if missed:
             # Of a range, another address is as good.
             ranged = self.spec.address is not None and "/" in self.spec.address.ipv4
-            raise (Missed if ranged else MageError)(missed)
+            # What had no address when it was planned may have asked for one before it was told which.
+            asked = "update" in self.done and not {"start", "restart"} & set(self.done)
+            raise (Missed if ranged or asked else MageError)(missed)
 
     def _wait(self) -> None:
         if self.spec.wait_for is None:

@@ -47,7 +47,7 @@ exec 3>&2 2>/dev/null
 rc=$?; echo "$0 $rc"; echo "$0 $rc" >&3; exit 0
 """
 # How long a killed command is waited for, where its client did not wait.
-_FATE = 2.0
+_FATE = 10.0
 
 
 def run(

@@ -15,28 +15,32 @@ import typing as t
 from .._errors import InvalidInput
 from .._values import show
 
-# How long a killed command is waited for.
-GRACE = 5.0
+# How long the killer has, and then a killed command to end.
+GRACE = 10.0
 # Marks a command with a deadline and what it starts, so that all of it can be found and killed.
 MARK = "MAGE_COMMAND"
-# Kills what has $1 in its environment, and its descendants: sudo, for one, does not hand the environment on.
+# Kills what has $1 in its environment, and its descendants: sudo, for one, does not hand the environment on. Then what
+# these have started meanwhile.
 _KILL_ALL = """
-found=" "
-for folder in /proc/[0-9]*; do
-    grep -qs "MAGE_COMMAND=$1" "$folder/environ" && found="$found${folder#/proc/} "
-done
-before=
-while [ "$found" != "$before" ]; do
-    before=$found
+for round in 1 2 3 4 5; do
+    found=" "
     for folder in /proc/[0-9]*; do
-        pid=${folder#/proc/} parent=
-        while read -r key value; do
-            if [ "$key" = PPid: ]; then parent=$value; break; fi
-        done <"$folder/status"
-        case "$found" in *" $pid "*) continue ;; *" $parent "*) found="$found$pid " ;; esac
-    done 2>/dev/null
+        grep -qs "MAGE_COMMAND=$1" "$folder/environ" && found="$found${folder#/proc/} "
+    done
+    [ "$found" != " " ] || break
+    before=
+    while [ "$found" != "$before" ]; do
+        before=$found
+        for folder in /proc/[0-9]*; do
+            pid=${folder#/proc/} parent=
+            while read -r key value; do
+                if [ "$key" = PPid: ]; then parent=$value; break; fi
+            done <"$folder/status"
+            case "$found" in *" $pid "*) continue ;; *" $parent "*) found="$found$pid " ;; esac
+        done 2>/dev/null
+    done
+    kill -9 $found
 done
-kill -9 $found
 """
 
 

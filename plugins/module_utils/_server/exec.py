@@ -213,9 +213,9 @@ class _Session:
         if self._killed:
             raise self._passed()
         self._killed = True
-        self._end = time.monotonic() + GRACE
         self._stdin = None
         self._kill_all()
+        self._end = time.monotonic() + GRACE
         self.sockets[CONTROL].queue(TEXT, b'{"command":"signal","signal":%d}' % SIGKILL)
         self.sockets[CONTROL].flush()
         return False
