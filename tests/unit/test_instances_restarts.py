@@ -179,7 +179,7 @@ def test_an_address_that_the_network_did_not_know_yet_is_asked_for_once_more(lat
 @pytest.mark.parametrize("restart", ["if_required", "never"])
 def test_an_address_that_was_asked_for_just_before_the_pin_is_asked_for_again(restart: str) -> None:
     store = prepared({**A, **NAT})
-    (hwaddr,) = store.leased
+    hwaddr = next(iter(store.leased))
     store.leased.clear()
 
     def meanwhile(number: int) -> None:
