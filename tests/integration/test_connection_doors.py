@@ -386,7 +386,7 @@ REBOOT = """
     - name: Reboot
       ansible.builtin.reboot:
         # The box has no boot of its own: what is new is its first process.
-        reboot_command: (sleep 1; /bin/busybox reboot -f) >/dev/null 2>&1 &
+        reboot_command: /bin/sh -c "(sleep 1; /bin/busybox reboot -f) >/dev/null 2>&1 &"
         boot_time_command: cut -d " " -f 22 /proc/1/stat
         test_command: "true"
         connect_timeout: 5
