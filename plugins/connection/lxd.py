@@ -158,6 +158,8 @@ class Connection(ConnectionBase):
         self._reached: dict[str, t.Any] = {}
         self._known: dict[tuple[str, str], _accounts.Account] = {}
         self._taken: t.Any = None
+        # Whether the task is a loop, and this its second item or a later one.
+        self._looping = False
 
     def set_options(
         self, task_keys: t.Any = None, var_options: t.Any = None, direct: t.Any = None, **others: t.Any
@@ -166,6 +168,7 @@ class Connection(ConnectionBase):
         keywords = self._keywords()
         task = {key: value for key, value in (task_keys or {}).items() if key in keywords}
         given = (task, dict(var_options or {}), direct, others)
+        self._looping = self._taken is not None
         # The items of a loop bring the same again, and Ansible takes as long for it as for the rest of an item.
         if given != self._taken:
             super().set_options(task_keys=task, var_options=var_options, direct=direct, **others)
@@ -277,6 +280,7 @@ class Connection(ConnectionBase):
                 stdin=stdin,
                 timeout=self.get_option("command_timeout") or None,
                 gate=gate,
+                more=self._looping,
                 **other,
             )
             if done.rc in _KILLED:

@@ -207,11 +207,12 @@ class CliDriver(WholeFiles):
         gate: t.Optional[Gate] = None,
         ended: t.Optional[Ended] = None,
         output: t.Optional[t.BinaryIO] = None,
+        more: bool = False,
     ) -> Completed:
         """Run a command in a running instance and wait for its end; as root in /root, unless told otherwise.
 
         Standard output goes to ``output`` if that is given. Raises DeadlinePassed after ``timeout`` seconds, having
-        killed the command.
+        killed the command. Whether ``more`` follow makes no difference to a client program.
         """
         self.requests.append(("POST", f"/1.0/instances/{instance}/exec"))
         command = Command(

@@ -20,7 +20,7 @@ from .transport import Transport, encoded, lowered
 from .whole import WholeFiles
 
 if t.TYPE_CHECKING:
-    from . import command, files
+    from . import ahead, command, files
 
 
 class CoreDriver(WholeFiles):
@@ -29,6 +29,7 @@ class CoreDriver(WholeFiles):
     def __init__(self, options: ServerOptions) -> None:
         self.options = options
         self.transport = Transport(options)
+        self._ahead: t.Optional[ahead.Ahead] = None
 
     @property
     def endpoint(self) -> str:
@@ -71,11 +72,12 @@ class CoreDriver(WholeFiles):
         gate: t.Optional[command.Gate] = None,
         ended: t.Optional[command.Ended] = None,
         output: t.Optional[t.BinaryIO] = None,
+        more: bool = False,
     ) -> Completed:
         """Run a command in a running instance and wait for its end; as root in /root, unless told otherwise.
 
         Standard output goes to ``output`` if that is given. Raises DeadlinePassed after ``timeout`` seconds, having
-        killed the command.
+        killed the command. ``more`` says that another one like it follows soon, from the same thread.
         """
         from . import command
         from . import exec as execution
@@ -83,7 +85,13 @@ class CoreDriver(WholeFiles):
         given = command.Command(
             instance, argv, project, stdin, environment or {}, user, group, cwd, timeout, gate, ended, output
         )
-        return execution.run(self.transport, given)
+        if not more:
+            return execution.run(self.transport, given)
+        if self._ahead is None:
+            from . import ahead
+
+            self._ahead = ahead.Ahead(self.transport)
+        return self._ahead.run(given)
 
     def push_stream(self, place: files.Place, data: t.BinaryIO, size: int) -> None:
         """Write ``size`` bytes of an open file to a file in an instance."""
@@ -104,4 +112,6 @@ class CoreDriver(WholeFiles):
 
     def close(self) -> None:
         """Let go of every connection."""
+        if self._ahead is not None:
+            self._ahead.close()
         self.transport.close()

@@ -13,128 +13,44 @@ import dataclasses
 import functools
 import io
 import selectors
-import socket
 import time
 import typing as t
 
-from .._errors import ConnectionLost, DeadlinePassed, MageError, NotFound, ServerError, ServerUnreachable
-from . import trust
+from .._errors import DeadlinePassed, MageError, NotFound, ServerError, ServerUnreachable
+from . import streams
 from .command import GRACE, LINGERING, PATIENCE, TAIL, Command, too_long
-from .driver import Completed, api, error_for
-from .options import ServerOptions
-from .transport import Pending, Transport, close_all
+from .driver import Completed, error_for
+from .streams import CONTROL, STDERR, STDIN, STDOUT
+from .transport import Transport
 from .websocket import BINARY, TEXT, WebSocket
 
-STDIN, STDOUT, STDERR, CONTROL = "0", "1", "2", "control"
 # What servers say of a command that the kernel did not take as a whole.
 _TOO_LONG = "argument list too long"
-_OPERATIONS = api("operations", "")
-STREAMS = (CONTROL, STDIN, STDOUT, STDERR)
 SIGKILL = 9
 CHUNK = 1 << 17
 # Incus and newer LXD say in words what a shell and older LXD say by an exit code.
 _NOT_STARTED = {"Command not found": 127, "Command not executable": 126}
-# A server waits 5 s for a command's streams, gives the command up, says so to what comes later, and then forgets it.
-LATE_STREAMS = 3
-_LATE = f"it gave a command up {LATE_STREAMS} times before the command's streams were connected"
-# The second is what LXD 5.0 makes of the first where the instance is on another member of its cluster.
-_NO_LONGER = ("running operations can be connected", "websocket: bad handshake")
 # What it says where it gives up in the moment in which the last stream comes.
 _GIVEN_UP = "Timed out waiting for websockets to connect"
 _LOST = "the connection was lost before a command's whole output came"
 _SILENT = "the rest of a command's output did not come in time"
 
 
-def run(transport: Transport, command: Command) -> Completed:
-    """Run a command to its end. Raises DeadlinePassed after having killed it."""
-    kill_all = functools.partial(_kill_all, transport, command)
+def run(transport: Transport, command: Command, meanwhile: t.Callable[[], object] = lambda: None) -> Completed:
+    """Run a command to its end. Raises DeadlinePassed after having killed it. ``meanwhile``: see ``Session.loop``."""
     try:
-        return _run(transport, command, kill_all)
+        return _run(transport, command, meanwhile)
     except ServerError as e:
         if _TOO_LONG in e.message:
             raise too_long("the instance's kernel does not take so many words") from e
         # What was read of an open file is gone.
         if _GIVEN_UP not in e.message or not isinstance(command.stdin, (bytes, bytearray)):
             raise
-    return _run(transport, command, kill_all)
+    return _run(transport, command, meanwhile)
 
 
-def start(
-    transport: Transport, command: Command, ask_for_end: t.Callable[[str], object] = lambda identifier: None
-) -> dict[str, WebSocket]:
-    """Start a command. Returns its streams by name. ``ask_for_end`` gets the operation before it can have ended."""
-    for _late in range(LATE_STREAMS):
-        try:
-            return _streams(transport, command, ask_for_end)
-        except _TooLate:
-            # The server has given the command up before it ran.
-            continue
-    raise ServerUnreachable(transport.options.shown, _LATE)
-
-
-class _TooLate(Exception):
-    """A command's streams came when the server no longer waited for them: it has not run, and will not."""
-
-
-def _streams(transport: Transport, command: Command, ask_for_end: t.Callable[[str], object]) -> dict[str, WebSocket]:
-    """The streams of one attempt. Raises _TooLate."""
-    try:
-        socks, operation = _asked(transport, command)
-    except ConnectionLost:
-        # No command runs before its streams are connected: to ask again does no harm.
-        socks, operation = _asked(transport, command)
-    identifier = str(operation.get("id", ""))
-    keys = (operation.get("metadata") or {}).get("fds") or {}
-    secrets_of = [{"secret": str(keys.get(name, ""))} for name in STREAMS]
-    path = api("operations", identifier, "websocket")
-    answers = transport.upgrade(socks, path, _OPERATIONS, secrets_of, lambda: ask_for_end(identifier))
-    try:
-        return {name: _joined(name, sock, answer) for name, sock, answer in zip(STREAMS, socks, answers)}
-    except BaseException:
-        close_all(socks)
-        raise
-
-
-def _joined(name: str, sock: socket.socket, answer: t.Union[WebSocket, ServerError]) -> WebSocket:
-    """The stream. Raises _TooLate where the server can no longer run the command."""
-    if isinstance(answer, WebSocket):
-        return answer
-    if not isinstance(answer, NotFound) and not any(words in answer.message for words in _NO_LONGER):
-        raise answer
-    if name != CONTROL:
-        raise _TooLate from answer
-    # Newer servers do not wait for this one: the command may have run to its end.
-    unheard = WebSocket(sock)
-    unheard.closed = unheard.deaf = True
-    return unheard
-
-
-def _asked(transport: Transport, command: Command) -> tuple[list[socket.socket], dict[str, t.Any]]:
-    """Ask for a command: sockets for its streams, and its operation."""
-    path = api("instances", command.instance, "exec")
-    pending = transport.begin("POST", path, {"project": command.project}, command.body())
-    socks: list[socket.socket] = []
-    try:
-        # The server takes its time.
-        socks = transport.connections(len(STREAMS), _OPERATIONS)
-        with trust.explained(transport.options):
-            return socks, pending.wait(transport.options.request_timeout).metadata or {}
-    except BaseException:
-        pending.close()
-        close_all(socks)
-        raise
-
-
-def _run(transport: Transport, command: Command, kill_all: t.Callable[[], None]) -> Completed:
-    def ask(identifier: str) -> Pending:
-        return transport.begin("GET", api("operations", identifier, "wait"), {"timeout": "-1"})
-
-    session = _Session(transport.options, command, kill_all, ask)
-    try:
-        session.sockets = start(transport, command, session.ask_for_end)
-        return session.loop()
-    finally:
-        session.close()
+def _run(transport: Transport, command: Command, meanwhile: t.Callable[[], object]) -> Completed:
+    return Session(transport, command, streams.start(transport, command, wait=True)).loop(meanwhile)
 
 
 def _kill_all(transport: Transport, command: Command) -> None:
@@ -142,23 +58,32 @@ def _kill_all(transport: Transport, command: Command) -> None:
     killer = dataclasses.replace(command.killer(), timeout=GRACE)
     with contextlib.suppress(MageError):
         # Whether the command has ended is seen by the command itself.
-        _run(transport, killer, lambda: None)
+        Session(transport, killer, streams.start(transport, killer, wait=True), lambda: None).loop()
 
 
-class _Session:
-    """One running command: four websockets and the answer that tells its end, in one loop."""
+class Session:
+    """One running command: four websockets and the answer that tells its end, in one loop.
+
+    What it reads first is ``opening``. After its time has passed, ``kill`` is called, or all that it started is killed.
+    """
 
     def __init__(
-        self, options: ServerOptions, command: Command, kill_all: t.Callable[[], None], ask: t.Callable[[str], Pending]
+        self,
+        transport: Transport,
+        command: Command,
+        joined: streams.Joined,
+        kill: t.Optional[t.Callable[[], None]] = None,
+        opening: bytes = b"",
     ) -> None:
-        self.sockets: dict[str, WebSocket] = {}
-        self.pending: t.Optional[Pending] = None
-        self._endpoint = options.endpoint
+        self._joined = joined
+        self._sockets = joined.streams
+        self._pending = joined.end
+        self._endpoint = transport.options.endpoint
         # How long nothing may come of an ended command's output.
-        self._silence = options.request_timeout
+        self._silence = transport.options.request_timeout
         self._command = command
-        self._kill_all = kill_all
-        self._ask = ask
+        self._kill = kill or functools.partial(_kill_all, transport, command)
+        self._opening = opening
         self._gate = command.gate
         stdin = command.stdin
         self._stdin: t.Optional[t.BinaryIO] = io.BytesIO(stdin) if isinstance(stdin, (bytes, bytearray)) else stdin
@@ -171,17 +96,24 @@ class _Session:
         # Whether the server says so.
         self._not_started = False
 
-    def ask_for_end(self, identifier: str) -> None:
-        """Before the command can have ended: a server soon forgets how one did."""
-        if self.pending is not None:
-            self.pending.close()
-        self.pending = self._ask(identifier)
+    def loop(self, meanwhile: t.Callable[[], object] = lambda: None) -> Completed:
+        """Move bytes until the command has ended and all of its output is here. Lets go of every connection.
 
-    def loop(self) -> Completed:
-        """Move bytes until the command has ended and all of its output is here."""
+        ``meanwhile`` is called when the command has what it needs to begin.
+        """
+        try:
+            return self._looped(meanwhile)
+        finally:
+            self._joined.close()
+
+    def _looped(self, meanwhile: t.Callable[[], object]) -> Completed:
         if self._command.timeout is not None:
             self._end = time.monotonic() + self._command.timeout
+        if self._opening:
+            self._sockets[STDIN].queue(BINARY, self._opening)
+            self._sockets[STDIN].flush()
         self._feed()
+        meanwhile()
         while not self._done():
             if self._end is not None and time.monotonic() >= self._end:
                 # What has come by now has come in time.
@@ -214,10 +146,10 @@ class _Session:
             raise self._passed()
         self._killed = True
         self._stdin = None
-        self._kill_all()
+        self._kill()
         self._end = time.monotonic() + GRACE
-        self.sockets[CONTROL].queue(TEXT, b'{"command":"signal","signal":%d}' % SIGKILL)
-        self.sockets[CONTROL].flush()
+        self._sockets[CONTROL].queue(TEXT, b'{"command":"signal","signal":%d}' % SIGKILL)
+        self._sockets[CONTROL].flush()
         return False
 
     def _passed(self) -> DeadlinePassed:
@@ -230,17 +162,17 @@ class _Session:
         # For a handful of sockets poll asks the kernel once, and epoll once for each.
         with selectors.PollSelector() as selector:
             instant = False
-            for name, ws in self.sockets.items():
+            for name, ws in self._sockets.items():
                 events = selectors.EVENT_WRITE if ws.unsent and not ws.deaf else 0
                 if not ws.closed and not self._ended.get(name, False):
                     events |= selectors.EVENT_READ
                     instant = instant or ws.waiting
                 if events:
                     selector.register(ws, events, name)
-            if self.pending is not None and self._operation is None:
-                selector.register(self.pending, selectors.EVENT_READ, "operation")
+            if self._pending is not None and self._operation is None:
+                selector.register(self._pending, selectors.EVENT_READ, "operation")
             ready = {key.data: events for key, events in selector.select(0 if instant else self._patience())}
-        for name, ws in self.sockets.items():
+        for name, ws in self._sockets.items():
             events = ready.get(name, 0)
             if events & selectors.EVENT_WRITE:
                 ws.flush()
@@ -282,7 +214,7 @@ class _Session:
 
     def _feed(self) -> None:
         """Send more of stdin when the last piece is gone; an empty text message at its end is the server's EOF."""
-        ws = self.sockets[STDIN]
+        ws = self._sockets[STDIN]
         if self._gate is not None:
             opened, answer = self._gate(bytes(self._output[STDOUT]), bytes(self._output[STDERR]))
             if answer:
@@ -305,10 +237,10 @@ class _Session:
 
     def _finish(self) -> None:
         """Take in how the command ended."""
-        if self.pending is None:
+        if self._pending is None:
             return
         try:
-            answer = self.pending.finish()
+            answer = self._pending.finish()
         except NotFound as e:
             raise ServerUnreachable(self._endpoint, "it was restarted while a command ran") from e
         except ServerError as e:
@@ -341,10 +273,3 @@ class _Session:
             lost = any(self._ended[name] for name in missing)
             raise ServerUnreachable(self._endpoint, _LOST if lost else _SILENT)
         return Completed(rc, bytes(self._output[STDOUT]), bytes(self._output[STDERR]))
-
-    def close(self) -> None:
-        """Let go of every socket."""
-        for ws in self.sockets.values():
-            ws.close()
-        if self.pending is not None:
-            self.pending.close()

@@ -19,8 +19,8 @@ from .._errors import MageError, NotFound, ServerError, ServerUnreachable
 from . import bridge, lookup, mux
 from .command import Command
 from .core import CoreDriver
-from .exec import CONTROL, STDERR, STDIN, STDOUT, start
 from .options import ServerOptions
+from .streams import CONTROL, STDERR, STDIN, STDOUT, start
 from .websocket import BINARY, TEXT, WebSocket
 
 _bridges = bridge.Registry()
@@ -67,9 +67,9 @@ class ExecTrunk:
         self._told = ""
         self._ended = False
         self._driver = CoreDriver(around)
-        self._sockets: dict[str, WebSocket] = {}
+        self._sockets: t.Mapping[str, WebSocket] = {}
         try:
-            self._sockets = start(self._driver.transport, Command(instance, argv, cwd="/"))
+            self._sockets = start(self._driver.transport, Command(instance, argv, cwd="/")).streams
         except BaseException:
             self._driver.close()
             raise

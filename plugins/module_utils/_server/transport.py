@@ -225,7 +225,7 @@ class Transport:
         return Pending(connection, f"{method} {path}", self._keep)
 
     def connections(self, count: int, begun: str) -> list[socket.socket]:
-        """So many sockets, for ``upgrade``. The path that they will ask for begins so. Raises ServerUnreachable."""
+        """So many sockets, for websockets. The path that they will ask for begins so. Raises ServerUnreachable."""
         self.greet()
         socks: list[socket.socket] = []
         try:
@@ -241,31 +241,25 @@ class Transport:
             raise
         return socks
 
-    def upgrade(
-        self,
-        socks: t.Sequence[socket.socket],
-        path: str,
-        begun: str,
-        queries: t.Sequence[t.Mapping[str, str]],
-        meanwhile: t.Callable[[], object] = lambda: None,
-    ) -> list[t.Union[websocket.WebSocket, ServerError]]:
-        """Make a websocket of each socket of ``connections``, all at once: that, or what the server said instead.
+    def ask_for_websockets(
+        self, socks: t.Sequence[socket.socket], path: str, begun: str, queries: t.Sequence[t.Mapping[str, str]]
+    ) -> list[websocket.Handshake]:
+        """Ask that each socket of ``connections`` becomes a websocket, for ``websockets``. Raises ServerUnreachable."""
+        host = host_of(self.options)
+        started = []
+        with translated(self.options), sockets.lost():
+            for sock, query in zip(socks, queries):
+                self.requests.append(("GET", path))
+                where = target(path, query)
+                started.append(websocket.Handshake(sock, where, host, self.options.shown, begun=begun))
+        return started
 
-        ``meanwhile`` is called when all have been asked for. Raises ServerUnreachable.
-        """
-        try:
-            with translated(self.options), sockets.lost():
-                started = []
-                for sock, query in zip(socks, queries):
-                    self.requests.append(("GET", path))
-                    where, host = target(path, query), host_of(self.options)
-                    started.append(websocket.Handshake(sock, where, host, self.options.shown, begun=begun))
-            meanwhile()
-            with translated(self.options), sockets.lost():
-                return [handshake.outcome() for handshake in started]
-        except BaseException:
-            close_all(socks)
-            raise
+    def websockets(
+        self, handshakes: t.Iterable[websocket.Handshake]
+    ) -> list[t.Union[websocket.WebSocket, ServerError]]:
+        """What has become of each: a websocket, or what the server said instead. Raises ServerUnreachable."""
+        with translated(self.options), sockets.lost():
+            return [handshake.outcome() for handshake in handshakes]
 
     def switch(self, path: str, query: t.Mapping[str, str], protocol: str) -> socket.socket:
         """A connection that has been switched to another protocol, with the request's own timeout."""

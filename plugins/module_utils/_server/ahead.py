@@ -1,0 +1,175 @@
+# Copyright: the mage.lxd contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# This code is private to mage.lxd: it may change without notice.
+
+"""Commands one after the other, as a loop has them: while the caller is between two, the server starts the next shell.
+
+To start one takes a server longer than to run most commands in it. The shell waits for its command as a line on
+standard input, and becomes it: what runs is the same as without, in streams of its own. It starts after the command
+before has ended, so it finds all that this one did.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+import secrets
+import selectors
+import shlex
+import time
+import typing as t
+
+from .._errors import MageError
+from . import exec as execution
+from . import streams
+from .command import Command
+from .driver import Completed
+from .transport import Transport
+from .websocket import TEXT
+
+_SHELL = "/bin/sh"
+# It says that it is there, so that a command is never sent to one that does not start. It leaves no trace in the
+# command's environment.
+_WAITER = (_SHELL, "-c", 'unset SHLVL; echo && IFS= read -r command && eval "$command"')
+_READY = b"\n"
+# A shell reads a line byte by byte, and not every shell all bytes.
+_LINE = re.compile(r"[ -~]{1,4000}")
+# Seconds. A server gives a command up 5 s after it was asked for it; we ask when the command before begins.
+_FIRST = 3.0
+# An instance may be frozen in the meantime, which is for the server to tell; and what takes long gains nothing.
+_FRESH = 1.0
+_START = 10.0
+_END = 1.0
+# A caller that has no use for shells gets no more.
+_MISSES = 3
+
+
+class Ahead:
+    """Runs commands over a transport, one at a time. Keeps one shell at most."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._waiting: t.Optional[_Waiting] = None
+        # Shells that were of no use, and whether the last command was a short one.
+        self._missed = 0
+        self._brief = True
+
+    def run(self, command: Command) -> Completed:
+        """Run a command to its end, and have a shell started for the next one. Returns and raises as ``exec.run``."""
+        waiting, self._waiting = self._waiting, None
+        joined = waiting.taken(command) if waiting is not None else None
+        self._missed += waiting is not None and joined is None
+        began = time.monotonic()
+        try:
+            if waiting is None or joined is None:
+                return execution.run(self._transport, command, lambda: self._ask(command))
+            marked = dataclasses.replace(command, mark=waiting.command.mark)
+            session = execution.Session(self._transport, marked, joined, opening=_line(command))
+            return session.loop(lambda: self._ask(command))
+        finally:
+            self._brief = time.monotonic() - began < _FRESH
+            self._have_it_start()
+
+    def _ask(self, command: Command) -> None:
+        """Ask for the next shell, if the next command is likely to be one for it."""
+        self.close()
+        if self._brief and self._missed < _MISSES and _line(command):
+            with contextlib.suppress(MageError):
+                # The next command will be told the same.
+                self._waiting = _Waiting(self._transport, command)
+
+    def _have_it_start(self) -> None:
+        if self._waiting is not None and not self._waiting.joins():
+            self._waiting = None
+
+    def close(self) -> None:
+        """End the shell that waits."""
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            waiting.end()
+
+
+class _Waiting:
+    """A shell for a command like another one: for the same instance, user and so on. ``command`` is the shell's own."""
+
+    def __init__(self, transport: Transport, like: Command) -> None:
+        self.command = dataclasses.replace(_bare(like), mark=secrets.token_hex(8))
+        self._asked_at = self._joined_at = time.monotonic()
+        self._asked = streams.Asked(transport, self.command)
+
+    def joins(self) -> bool:
+        """Have it start, if the server still waits for that."""
+        try:
+            self._asked.answered()
+            if time.monotonic() - self._asked_at < _FIRST:
+                self._asked.join(wait=True)
+                self._joined_at = time.monotonic()
+                return True
+        except MageError:
+            # It has not started: whatever is wrong, the next command will be told.
+            pass
+        self._asked.close()
+        return False
+
+    def taken(self, command: Command) -> t.Optional[streams.Joined]:
+        """The shell, to be told its command; or None, and it is gone."""
+        if not _line(command) or _bare(command) != _bare(self.command) or time.monotonic() - self._joined_at > _FRESH:
+            self.end()
+            return None
+        try:
+            joined = self._asked.joined()
+            if _is_ready(joined):
+                return joined
+        except (MageError, streams.TooLate):
+            # It never got a command: the next one starts by itself, and is told what is wrong.
+            pass
+        self._asked.close()
+        return None
+
+    def end(self) -> None:
+        """End it, and wait for that: the instance is left as it was."""
+        with contextlib.suppress(MageError, streams.TooLate):
+            # One that has no standard input any more ends, or never begins.
+            joined = self._asked.joined()
+            joined.streams[streams.STDIN].queue(TEXT, b"")
+            joined.streams[streams.STDIN].flush()
+            if joined.end is not None:
+                joined.end.wait(_END)
+        self._asked.close()
+
+
+def _is_ready(joined: streams.Joined) -> bool:
+    """Wait for the shell's word. Says whether it is there, and runs. Raises as ``Pending.finish``."""
+    output, end = joined.streams[streams.STDOUT], joined.end
+    said, until = b"", time.monotonic() + _START
+    while end is not None and end.finish() is None and not output.closed:
+        said += b"".join(message.data for message in output.receive())
+        if said:
+            return said == _READY
+        left = until - time.monotonic()
+        if left <= 0:
+            break
+        if output.waiting:
+            continue
+        with selectors.PollSelector() as selector:
+            selector.register(output, selectors.EVENT_READ)
+            selector.register(end, selectors.EVENT_READ)
+            selector.select(left)
+    return False
+
+
+def _bare(command: Command) -> Command:
+    """Which shell a command needs: commands that need the same are equal in this."""
+    timeout = None if command.timeout is None else 0.0
+    same = dataclasses.replace(command, argv=_WAITER, stdin=b"", timeout=timeout, gate=None, ended=None, output=None)
+    return dataclasses.replace(same, mark="")
+
+
+def _line(command: Command) -> bytes:
+    """What the shell is to read, or nothing if the command is not one for it."""
+    if len(command.argv) != 3 or tuple(command.argv[:2]) != (_SHELL, "-c") or not _LINE.fullmatch(command.argv[2]):
+        return b""
+    return f"exec {shlex.join(command.argv)}\n".encode("ascii")
