@@ -26,6 +26,7 @@ from ansible_collections.mage.lxd.plugins.module_utils._server import (
     options,
     rest,
     snapshot,
+    streams,
     transport,
 )
 from ansible_collections.mage.lxd.plugins.module_utils._server import exec as execution
@@ -305,7 +306,7 @@ def test_what_cannot_run_says_why(driver: Driver, host: Server, box: str) -> Non
 def test_streams_that_wait_for_their_command_hold_nobody_up(driver: Driver, door: str, doors: Doors) -> None:
     """A server takes no other connection while it waits for the first words on one."""
     assert isinstance(driver, CoreDriver)
-    waiting = driver.transport.connections(len(execution.STREAMS), api("operations", ""))
+    waiting = driver.transport.connections(len(streams.STREAMS), api("operations", ""))
     try:
         with contextlib.closing(doors.driver(door)) as other:
             assert other.request("GET", "/1.0", timeout=20).status == 200

@@ -32,8 +32,9 @@ from .websocket import TEXT
 
 _SHELL = "/bin/sh"
 # It says that it is there, so that a command is never sent to one that does not start. It leaves no trace in the
-# command's environment.
-_WAITER = (_SHELL, "-c", 'unset SHLVL; echo && IFS= read -r command && eval "$command"')
+# command's environment, to which some shells add.
+_OWN = ("PWD", "OLDPWD", "SHLVL")
+_WAITER = (_SHELL, "-c", f'unset {" ".join(_OWN)}; echo && IFS= read -r command && eval "$command"')
 _READY = b"\n"
 # A shell reads a line byte by byte, and not every shell all bytes.
 _LINE = re.compile(r"[ -~]{1,4000}")
@@ -64,14 +65,22 @@ class Ahead:
         self._missed += waiting is not None and joined is None
         began = time.monotonic()
         try:
-            if waiting is None or joined is None:
-                return execution.run(self._transport, command, lambda: self._ask(command))
-            marked = dataclasses.replace(command, mark=waiting.command.mark)
-            session = execution.Session(self._transport, marked, joined, opening=_line(command))
-            return session.loop(lambda: self._ask(command))
-        finally:
-            self._brief = time.monotonic() - began < _FRESH
-            self._have_it_start()
+            done = self._run(command, waiting, joined)
+        except BaseException:
+            self.close()
+            raise
+        self._brief = time.monotonic() - began < _FRESH
+        self._waiting = _joining(self._waiting)
+        return done
+
+    def _run(self, command: Command, waiting: t.Optional[_Waiting], joined: t.Optional[streams.Joined]) -> Completed:
+        def ask() -> None:
+            self._ask(command)
+
+        if waiting is None or joined is None:
+            return execution.run(self._transport, command, ask)
+        marked = dataclasses.replace(command, mark=waiting.command.mark)
+        return execution.Session(self._transport, marked, joined, opening=_line(command)).loop(ask)
 
     def _ask(self, command: Command) -> None:
         """Ask for the next shell, if the next command is likely to be one for it."""
@@ -80,10 +89,6 @@ class Ahead:
             with contextlib.suppress(MageError):
                 # The next command will be told the same.
                 self._waiting = _Waiting(self._transport, command)
-
-    def _have_it_start(self) -> None:
-        if self._waiting is not None and not self._waiting.joins():
-            self._waiting = None
 
     def close(self) -> None:
         """End the shell that waits."""
@@ -97,7 +102,8 @@ class _Waiting:
 
     def __init__(self, transport: Transport, like: Command) -> None:
         self.command = dataclasses.replace(_bare(like), mark=secrets.token_hex(8))
-        self._asked_at = self._joined_at = time.monotonic()
+        self._asked_at = time.monotonic()
+        self._joined_at: t.Optional[float] = None
         self._asked = streams.Asked(transport, self.command)
 
     def joins(self) -> bool:
@@ -116,7 +122,8 @@ class _Waiting:
 
     def taken(self, command: Command) -> t.Optional[streams.Joined]:
         """The shell, to be told its command; or None, and it is gone."""
-        if not _line(command) or _bare(command) != _bare(self.command) or time.monotonic() - self._joined_at > _FRESH:
+        fresh = self._joined_at is not None and time.monotonic() - self._joined_at < _FRESH
+        if not fresh or not _line(command) or _bare(command) != _bare(self.command):
             self.end()
             return None
         try:
@@ -130,15 +137,23 @@ class _Waiting:
         return None
 
     def end(self) -> None:
-        """End it, and wait for that: the instance is left as it was."""
-        with contextlib.suppress(MageError, streams.TooLate):
-            # One that has no standard input any more ends, or never begins.
-            joined = self._asked.joined()
-            joined.streams[streams.STDIN].queue(TEXT, b"")
-            joined.streams[streams.STDIN].flush()
-            if joined.end is not None:
-                joined.end.wait(_END)
+        """End it, and wait for that: the instance is left as it was. One that has not joined never starts."""
+        if self._joined_at is not None:
+            with contextlib.suppress(MageError, streams.TooLate):
+                # What cannot be told so has no standard input any more once we are gone, and ends of that.
+                self._told_to_end(self._asked.joined())
         self._asked.close()
+
+    def _told_to_end(self, joined: streams.Joined) -> None:
+        stdin = joined.streams[streams.STDIN]
+        stdin.queue(TEXT, b"")
+        stdin.flush()
+        if joined.end is not None:
+            joined.end.wait(_END)
+
+
+def _joining(waiting: t.Optional[_Waiting]) -> t.Optional[_Waiting]:
+    return waiting if waiting is not None and waiting.joins() else None
 
 
 def _is_ready(joined: streams.Joined) -> bool:
@@ -170,6 +185,9 @@ def _bare(command: Command) -> Command:
 
 def _line(command: Command) -> bytes:
     """What the shell is to read, or nothing if the command is not one for it."""
-    if len(command.argv) != 3 or tuple(command.argv[:2]) != (_SHELL, "-c") or not _LINE.fullmatch(command.argv[2]):
+    argv = tuple(command.argv)
+    if len(argv) != 3 or argv[:2] != (_SHELL, "-c") or not _LINE.fullmatch(argv[2]):
+        return b""
+    if not command.environment.keys().isdisjoint(_OWN):
         return b""
     return f"exec {shlex.join(command.argv)}\n".encode("ascii")

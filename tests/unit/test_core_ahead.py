@@ -1,0 +1,319 @@
+# Copyright: the mage.lxd contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Commands of a loop, on a server that runs them on this machine."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import json
+import os
+import socket
+import subprocess
+import threading
+import time
+import typing as t
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.mage.lxd.plugins.module_utils import _errors
+from ansible_collections.mage.lxd.plugins.module_utils._server import ahead, websocket
+from ansible_collections.mage.lxd.plugins.module_utils._server.core import CoreDriver
+from ansible_collections.mage.lxd.plugins.module_utils._server.driver import Completed
+from ansible_collections.mage.lxd.plugins.module_utils._server.options import ServerOptions
+from ansible_collections.mage.lxd.tests.unix_server import UnixServer
+
+GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+NAMES = ("0", "1", "2", "control")
+EVERY_BYTE = bytes(range(256)) * 40
+
+
+class Operation:
+    """A command, its streams, and how it ended."""
+
+    def __init__(self, body: dict[str, t.Any]) -> None:
+        self.argv: list[str] = body["command"]
+        self.environment: dict[str, str] = body["environment"]
+        self.streams: dict[str, socket.socket] = {}
+        self.ended = threading.Event()
+        self.started = threading.Event()
+        self.process: subprocess.Popen[bytes]
+        self.rc = -1
+
+
+class Machine(UnixServer):
+    """Runs what it is asked for as a process. ``operations`` holds all of it, in order."""
+
+    def __init__(self, path: Path) -> None:
+        self.operations: list[Operation] = []
+        self._lock = threading.Lock()
+        super().__init__(path)
+
+    @property
+    def shells(self) -> list[Operation]:
+        """Those that wait for a command, or did."""
+        return [one for one in self.operations if one.argv == list(ahead._WAITER)]
+
+    def serve(self, sock: socket.socket) -> None:
+        # Whoever has what it wants does not wait for the rest.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError), sock.makefile("rb") as reader:
+            while True:
+                head = list(iter(lambda: reader.readline().rstrip(), b""))
+                if not head or not head[0].endswith(b"HTTP/1.1"):
+                    break
+                headers = dict(line.split(b": ", 1) for line in head[1:])
+                if b"/websocket" in head[0]:
+                    self._join(sock, reader, head[0].decode(), headers[b"Sec-WebSocket-Key"])
+                    break
+                self._answer(sock, head[0].decode(), reader.read(int(headers.get(b"Content-Length", 0))))
+        sock.close()
+
+    def _answer(self, sock: socket.socket, line: str, body: bytes) -> None:
+        if line.startswith("POST"):
+            with self._lock:
+                self.operations.append(Operation(json.loads(body)))
+                number = len(self.operations) - 1
+            fds = {name: f"{number}-{name}" for name in NAMES}
+            metadata: dict[str, t.Any] = {"id": str(number), "metadata": {"fds": fds}}
+        else:
+            operation = self.operations[int(line.split("/")[3])]
+            operation.ended.wait(60)
+            metadata = {"status_code": 200, "metadata": {"return": operation.rc}}
+        text = json.dumps({"type": "sync", "metadata": metadata}).encode()
+        sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(text) + text)
+
+    def _join(self, sock: socket.socket, reader: t.BinaryIO, line: str, key: bytes) -> None:
+        number, name = line.split("secret=")[1].split(" ")[0].split("-")
+        operation = self.operations[int(number)]
+        accept = base64.b64encode(hashlib.sha1(key + GUID).digest())
+        sock.sendall(b"HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: %s\r\n\r\n" % accept)
+        with self._lock:
+            operation.streams[name] = sock
+            whole = len(operation.streams) == len(NAMES)
+        if whole:
+            threading.Thread(target=self._run, args=(operation,), daemon=True).start()
+        if name == "0":
+            self._feed(operation, reader)
+        operation.ended.wait(60)
+
+    def start(self, operation: Operation) -> subprocess.Popen[bytes]:
+        """Its process."""
+        pipe = subprocess.PIPE
+        environment = {"PATH": os.environ["PATH"], **operation.environment}
+        return subprocess.Popen(operation.argv, stdin=pipe, stdout=pipe, stderr=pipe, env=environment, bufsize=0)
+
+    def _feed(self, operation: Operation, reader: t.BinaryIO) -> None:
+        operation.started.wait(60)
+        stdin = operation.process.stdin
+        assert stdin is not None
+        decoder = websocket.Decoder()
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            while True:
+                data = reader.read1(65536)  # type: ignore[attr-defined]
+                messages = list(decoder.feed(data))
+                for message in messages:
+                    if message.kind == websocket.BINARY:
+                        stdin.write(message.data)
+                if not data or any(message.kind != websocket.BINARY for message in messages):
+                    break
+        stdin.close()
+
+    def _run(self, operation: Operation) -> None:
+        process = operation.process = self.start(operation)
+        operation.started.set()
+        pumps = [
+            threading.Thread(target=self._pump, args=(operation.streams[name], pipe))
+            for name, pipe in (("1", process.stdout), ("2", process.stderr))
+        ]
+        for pump in pumps:
+            pump.start()
+        rc = process.wait()
+        for pump in pumps:
+            pump.join()
+        operation.rc = rc if rc >= 0 else 128 - rc
+        operation.ended.set()
+
+    def _pump(self, sock: socket.socket, pipe: t.BinaryIO) -> None:
+        with pipe, contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            for data in iter(lambda: pipe.read(4096), b""):
+                sock.sendall(websocket.frame(websocket.BINARY, data))
+            sock.sendall(websocket.frame(websocket.TEXT, b""))
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path / "socket")
+
+
+@pytest.fixture
+def driver(tmp_path: Path) -> t.Iterator[CoreDriver]:
+    with contextlib.closing(CoreDriver(ServerOptions(f"unix://{tmp_path}/socket"))) as made:
+        yield made
+
+
+def run(driver: CoreDriver, script: str, **more: t.Any) -> Completed:
+    return driver.execute("web", ["/bin/sh", "-c", script], more=True, **more)
+
+
+def test_each_command_but_the_first_has_a_shell_that_waits(machine: Machine, driver: CoreDriver) -> None:
+    for number in range(5):
+        expected = (number, b"%d'$" % number + EVERY_BYTE, b"err")
+        script = f"printf %s {number}\\''$'; cat; printf err >&2; exit {number}"
+        assert run(driver, script, stdin=EVERY_BYTE) == expected
+    assert len(machine.operations) == 6
+    assert len(machine.shells) == 5
+    assert not machine.shells[-1].ended.is_set()
+    driver.close()
+    assert machine.shells[-1].ended.wait(0)
+
+
+def test_a_shell_starts_after_the_command_before_has_ended(
+    tmp_path: Path, machine: Machine, driver: CoreDriver
+) -> None:
+    """So it finds what that one did, as any command after it."""
+    for number in range(4):
+        ended_at = tmp_path / str(number)
+        assert run(driver, f"sleep 0.1; date +%s%N >{ended_at}").rc == 0
+        ended = int(ended_at.read_text(encoding="utf-8"))
+        assert machine.shells[-1].started.wait(20)
+        # Field 22 of stat, in ticks since boot.
+        pid = machine.shells[-1].process.pid
+        ticks = int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
+        began = time.time() - time.monotonic() + ticks / os.sysconf("SC_CLK_TCK")
+        # A tick is a hundredth of a second.
+        assert began > ended / 1e9 - 0.02
+
+
+@pytest.mark.parametrize("odd", ["echo one\necho two", "echo ümläut", "true " + "x" * 5000, "printf '\t'"])
+def test_what_no_shell_could_read_as_a_line_runs_by_itself(machine: Machine, driver: CoreDriver, odd: str) -> None:
+    expected = subprocess.run(["/bin/sh", "-c", odd], capture_output=True, check=True).stdout
+    for script, output in ((odd, expected), ("echo a", b"a\n"), (odd, expected), ("echo a", b"a\n")):
+        assert run(driver, script) == (0, output, b"")
+    assert [one.argv[2] for one in machine.operations if one.argv != list(ahead._WAITER)] == [
+        odd,
+        "echo a",
+        odd,
+        "echo a",
+    ]
+
+
+def test_another_program_than_the_shell_runs_by_itself(machine: Machine, driver: CoreDriver) -> None:
+    for _time in range(2):
+        assert driver.execute("web", ["echo", "a"], more=True) == (0, b"a\n", b"")
+        assert driver.execute("web", ["/bin/sh", "-c", 'echo "$1"', "sh", "b"], more=True) == (0, b"b\n", b"")
+        # A shell would leave its own instead.
+        assert (
+            run(driver, "tr '\\0' '\\n' </proc/$$/environ | grep SHL", environment={"SHLVL": "7"}).stdout
+            == b"SHLVL=7\n"
+        )
+    assert machine.shells == []
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"user": 1000}, {"group": 7}, {"cwd": "/tmp"}, {"project": "p"}, {"environment": {"A": "1"}}, {"timeout": 9}],
+)
+def test_a_shell_serves_only_commands_like_its_own(
+    machine: Machine, driver: CoreDriver, other: dict[str, t.Any]
+) -> None:
+    run(driver, "true")
+    assert run(driver, 'echo "$A"', **other) == (0, b"1\n" if "environment" in other else b"\n", b"")
+    first, *_rest = machine.shells
+    assert first.ended.wait(0)
+    assert [one.argv[2] for one in machine.operations if one.argv != list(ahead._WAITER)] == ["true", 'echo "$A"']
+
+
+def test_a_shell_that_waited_too_long_is_not_used(
+    machine: Machine, driver: CoreDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The instance may have been frozen: the server knows."""
+    run(driver, "true")
+    monkeypatch.setattr(ahead, "_FRESH", 0.0)
+    assert run(driver, "echo a") == (0, b"a\n", b"")
+    assert machine.shells[0].ended.wait(0)
+    assert [one.argv[2] for one in machine.operations if one.argv != list(ahead._WAITER)] == ["true", "echo a"]
+    # What takes long gains nothing by it.
+    run(driver, "true")
+    assert len(machine.shells) == 2
+
+
+def test_who_has_no_use_for_shells_gets_no_more(machine: Machine, driver: CoreDriver) -> None:
+    for number in range(8):
+        run(driver, "true", cwd=f"/{number}")
+    assert len(machine.shells) == ahead._MISSES
+
+
+class Broken(Machine):
+    """Its shells do something else."""
+
+    instead: t.Sequence[str] = ()
+
+    def start(self, operation: Operation) -> subprocess.Popen[bytes]:
+        if operation.argv == list(ahead._WAITER):
+            operation.argv = list(self.instead)
+        return super().start(operation)
+
+
+@pytest.mark.parametrize(
+    "instead",
+    [
+        ["false"],
+        ["sleep", "60"],
+        ["sh", "-c", "echo hello; cat"],
+        ["sh", "-c", "echo; exit 3"],
+        ["sh", "-c", "exec >&-"],
+    ],
+    ids=["ends", "is silent", "says something else", "ends at once", "ends its output"],
+)
+def test_a_shell_that_does_not_start_gets_no_command(
+    tmp_path: Path, driver: CoreDriver, monkeypatch: pytest.MonkeyPatch, instead: list[str]
+) -> None:
+    monkeypatch.setattr(ahead, "_START", 0.3)
+    server = Broken(tmp_path / "socket")
+    server.instead = instead
+    ran = tmp_path / "ran"
+    for number in range(5):
+        if instead[-1] == "echo; exit 3":
+            # It looks as if it were there; when it is asked, it is gone.
+            time.sleep(0.2)
+        assert run(driver, f"echo {number} >>{ran}; exit {number}") == (number, b"", b"")
+    assert ran.read_text(encoding="utf-8") == "0\n1\n2\n3\n4\n"
+
+
+class Refusing(Machine):
+    """Runs one command, and is then gone."""
+
+    def _answer(self, sock: socket.socket, line: str, body: bytes) -> None:
+        if line.startswith("POST") and self.operations:
+            text = json.dumps({"type": "error", "error": "Instance is not running", "error_code": 400}).encode()
+            sock.sendall(b"HTTP/1.1 400 Bad\r\nContent-Length: %d\r\n\r\n" % len(text) + text)
+            return
+        super()._answer(sock, line, body)
+
+
+def test_what_is_wrong_is_told_to_the_next_command(tmp_path: Path, driver: CoreDriver) -> None:
+    Refusing(tmp_path / "socket")
+    assert run(driver, "echo a") == (0, b"a\n", b"")
+    with pytest.raises(_errors.ServerError, match="Instance is not running"):
+        run(driver, "echo a")
+
+
+def test_a_killed_command_is_found_by_its_shells_mark(machine: Machine, driver: CoreDriver) -> None:
+    run(driver, "true", timeout=20)
+    with pytest.raises(_errors.DeadlinePassed, match=r"not done after 0\.3 s; killed"):
+        run(driver, "sleep 4718; true", timeout=0.3)
+    found = subprocess.run(["pgrep", "-f", "sleep 4718"], capture_output=True, check=False)
+    assert found.stdout == b""
+
+
+def test_a_gate_holds_back_what_comes_after_the_line(machine: Machine, driver: CoreDriver) -> None:
+    def gate(stdout: bytes, stderr: bytes) -> tuple[bool, bytes]:
+        return (True, b"") if b"got" in stdout else (False, b"secret\n" if stdout == b"Password:" else b"")
+
+    script = 'printf Password:; read -r word; printf "got $word:"; cat'
+    for _time in range(3):
+        assert run(driver, script, stdin=b"rest", gate=gate) == (0, b"Password:got secret:rest", b"")
+    assert len(machine.operations) == 4
