@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import random
@@ -36,6 +37,8 @@ from .worker import Unshifted, Worker
 ATTEMPTS = 5
 # How long a server that went away may take to be back.
 SERVER_BACK = 120.0
+# The steps after which an address is waited for.
+_UP = frozenset(("start", "restart"))
 T = t.TypeVar("T")
 
 
@@ -93,6 +96,10 @@ class Run:
         waiting = {_spec(change).name: change for change in changes}
         before = order.after([_spec(change) for change in changes], self._recorded())
         running: dict[concurrent.futures.Future[None], str] = {}
+        if any(_spec(change).wait_for is None and not _UP.isdisjoint(change.steps) for change in changes):
+            with contextlib.suppress(MageError):
+                # Each asks again, and is told. A server that is at work on many takes long to answer.
+                self._known_networks()
         with concurrent.futures.ThreadPoolExecutor(max_workers=self.desired.concurrency) as pool:
             while waiting or running:
                 open_names = {*waiting, *running.values()}

@@ -261,9 +261,10 @@ class Worker:
             self._stop()
 
     def _start(self) -> None:
-        existing, _response = self._get()
-        if not existing.running:
-            frozen = existing.status == "Frozen"
+        # One that was made a moment ago is stopped; if somebody was faster, the server says so.
+        existing = None if self.done[-1:] == ["create"] else self._get()[0]
+        if existing is None or not existing.running:
+            frozen = existing is not None and existing.status == "Frozen"
             if not frozen:
                 self._forget()
             try:
