@@ -28,10 +28,11 @@ from .observed import InstanceChange, Observed
 from .plan import UP, needs, plan
 from .present import present
 from .races import Missed, is_away, is_busy, is_raced
+from .slots import Slots
 from .spec import Desired, InstanceSpec
 from .states import like
 from .update import recorded
-from .waiting import known_networks, last_words
+from .waiting import Waiter, known_networks, last_words
 from .worker import Unshifted, Worker
 
 ATTEMPTS = 5
@@ -60,6 +61,7 @@ class Run:
         self._declared = {item.name for item in desired.items if item.state != "absent"}
         self._networks: t.Optional[dict[str, Network]] = None
         self._lock = threading.Lock()
+        self._slots = Slots(desired.concurrency)
 
     def carry_out(self, planned: Plan) -> Report:
         """All rounds, and the report."""
@@ -92,7 +94,7 @@ class Run:
     # --- one round ----------------------------------------------------------------------------------------------------
 
     def _round(self, changes: t.Sequence[InstanceChange]) -> None:
-        """Carry changes out, ``concurrency`` at once, each after those that it has to wait for."""
+        """Carry changes out, side by side, each after those that it has to wait for."""
         waiting = {_spec(change).name: change for change in changes}
         before = order.after([_spec(change) for change in changes], self._recorded())
         running: dict[concurrent.futures.Future[None], str] = {}
@@ -100,7 +102,7 @@ class Run:
             with contextlib.suppress(MageError):
                 # Each asks again, and is told. A server that is at work on many takes long to answer.
                 self._known_networks()
-        with concurrent.futures.ThreadPoolExecutor(max_workers=self.desired.concurrency) as pool:
+        with concurrent.futures.ThreadPoolExecutor(max_workers=self._slots.workers) as pool:
             while waiting or running:
                 open_names = {*waiting, *running.values()}
                 ready = [name for name in waiting if not before[name] & open_names]
@@ -123,9 +125,11 @@ class Run:
     def _work(self, change: InstanceChange) -> None:
         spec = _spec(change)
         begun = spec.name in self.begun
-        worker = Worker(self.driver, change, spec, self.desired.timeout, self._known_networks, self.warnings, begun)
+        waiter = Waiter(self.driver, spec, self.desired.timeout, self._known_networks, self.warnings, slots=self._slots)
+        worker = Worker(self.driver, change, spec, self.desired.timeout, waiter, self.warnings, begun)
         try:
-            worker.run()
+            with self._slots.held():
+                worker.run()
         except Unshifted as error:
             self.unshifted[spec.name] = error.mounts
             raise

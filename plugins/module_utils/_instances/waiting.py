@@ -18,6 +18,7 @@ from .._server.snapshot import Instance, Network, Nic
 from . import causes
 from .addresses import NOWHERE
 from .readiness import Verdict, by_hwaddr, cloud_init, expects_address, listens, system
+from .slots import Slots
 from .spec import InstanceSpec
 from .states import like
 from .waits import WaitFor
@@ -30,16 +31,23 @@ Networks = t.Callable[[], t.Mapping[str, Network]]
 
 
 class Waiter:
-    """Waits for one instance. ``networks`` reads the networks, when they are asked for."""
+    """Waits for one instance, in a slot that it leaves meanwhile. ``networks`` reads the networks, when asked for."""
 
     def __init__(
-        self, driver: Driver, spec: InstanceSpec, timeout: float, networks: Networks, warnings: list[str]
+        self,
+        driver: Driver,
+        spec: InstanceSpec,
+        timeout: float,
+        networks: Networks,
+        warnings: list[str],
+        slots: Slots,
     ) -> None:
         self.driver = driver
         self.spec = spec
         self.timeout = timeout
         self.networks = networks
         self.warnings = warnings
+        self.slots = slots
         self.path = api("instances", spec.name)
         self.query = {"project": spec.project}
         self.seen = "nothing yet"
@@ -50,7 +58,10 @@ class Waiter:
     def ready(self, pinned: t.Container[str]) -> dict[str, tuple[str, ...]]:
         """Wait for all that is to be waited for; returns the IPv4 addresses by device. Raises DeadlinePassed with the
         last state seen, and at once where the instance dies."""
-        deadline = time.monotonic() + self.timeout
+        with self.slots.left():
+            return self._ready(pinned, time.monotonic() + self.timeout)
+
+    def _ready(self, pinned: t.Container[str], deadline: float) -> dict[str, tuple[str, ...]]:
         existing = Instance.from_api(self.driver.request("GET", self.path, query=self.query).metadata)
         self.existing = existing
         if self.spec.wait_for is None:
@@ -152,7 +163,8 @@ class Waiter:
             return Verdict(False, False, str(error))
 
     def _execute(self, limit: float, *argv: str) -> tuple[int, str]:
-        done = self.driver.execute(self.spec.name, argv, project=self.spec.project, timeout=limit)
+        with self.slots.held():
+            done = self.driver.execute(self.spec.name, argv, project=self.spec.project, timeout=limit)
         return done.rc, (done.stdout + b"\n" + done.stderr).decode("utf-8", "replace")
 
 

@@ -25,7 +25,7 @@ from .races import Missed, Overtaken, is_away, is_late, is_raced
 from .spec import InstanceSpec
 from .states import ENDS_IN, like
 from .update import Update, desired_update, is_ready
-from .waiting import Networks, Waiter, last_words
+from .waiting import Waiter, last_words
 
 WRITES = 3
 # What servers say where an instance has no folder for its files, or not even a volume.
@@ -41,7 +41,7 @@ class Worker:
         change: InstanceChange,
         spec: InstanceSpec,
         timeout: int,
-        networks: Networks,
+        waiter: Waiter,
         warnings: list[str],
         begun: bool = False,
     ) -> None:
@@ -52,7 +52,7 @@ class Worker:
         self.warnings = warnings
         self.query = {"project": spec.project}
         self.path = api("instances", spec.name)
-        self.waiter = Waiter(driver, spec, timeout, networks, warnings)
+        self.waiter = waiter
         # The steps of the change that have changed something.
         self.done: list[str] = []
         self._step = ""
