@@ -104,7 +104,7 @@ options:
   concurrency:
     description:
       - How many instances are worked on at once, so that a server has no more operations to do.
-      - With more than V(1), as many more may be waiting for their addresses, or for what O(instances[].wait_for) names.
+      - With more than V(1), as many more may be waiting for their addresses, or for what C(wait_for) names.
     type: int
     default: 4
   owner:

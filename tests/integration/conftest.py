@@ -31,6 +31,7 @@ NOTHING_MORE = """
 # Files whose tests publish nothing on this machine's LXD, and so run beside those that do. An instance of ours with an
 # address is published already: its name is in the proxy's hosts file.
 ASIDE = (
+    "test_ahead",
     "test_bridge",
     "test_cli_differences",
     "test_cluster",
