@@ -19,16 +19,18 @@ ITEMS = [{"name": f"box-{number}", "image": "busybox"} for number in range(12)]
 
 
 class Watched(MemoryDriver):
-    """Operations take a moment. ``operations`` and ``booting`` are the most that there were at once.
+    """``operations`` and ``booting`` are the most that there were at once.
 
-    No instance has an address before ``together`` of them have started, or all have.
+    No operation ends before there were ``enough`` at once, and no instance has an address before ``together`` of them
+    have started.
     """
 
-    def __init__(self, together: int = 1) -> None:
+    def __init__(self, together: int = 1, enough: int = 1) -> None:
         super().__init__(Store())
         self.operations = self.booting = 0
         self.order: list[str] = []
         self._together = together
+        self._enough = enough
         self._under_way = self._boots = self._started = 0
         self._changed = threading.Condition()
 
@@ -39,9 +41,9 @@ class Watched(MemoryDriver):
         with self._changed:
             self._under_way += method != "GET"
             self.operations = max(self.operations, self._under_way)
-        if ends:
-            # Not by sleeping, which takes no time here.
-            threading.Event().wait(0.01)
+            self._changed.notify_all()
+            if ends:
+                assert self._changed.wait_for(lambda: self.operations >= self._enough, 20), "nobody else works"
         response = super().request(method, path, *args, **more)
         if method == "PUT" and path.endswith("/state"):
             with self._changed:
@@ -78,7 +80,7 @@ class Watched(MemoryDriver):
 @pytest.mark.parametrize("concurrency", [1, 2, 3, 8])
 @pytest.mark.parametrize("more", [{}, {"wait_for": ["address", {"exec": ["true"]}]}], ids=["address", "exec"])
 def test_no_more_operations_at_once_than_asked_for(concurrency: int, more: dict[str, t.Any]) -> None:
-    driver = Watched()
+    driver = Watched(enough=concurrency)
     assert convergence.run(driver, [{**item, **more} for item in ITEMS], concurrency=concurrency).ok
     assert driver.operations == concurrency
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import re
 import secrets
 import selectors
@@ -28,14 +29,14 @@ from . import streams
 from .command import Command
 from .driver import Completed
 from .transport import Transport
-from .websocket import TEXT
+from .websocket import BINARY, TEXT, Message, WebSocket
 
 _SHELL = "/bin/sh"
 # It says that it is there, so that a command is never sent to one that does not start. It leaves no trace in the
 # command's environment, to which some shells add.
-_OWN = ("PWD", "OLDPWD", "SHLVL")
-_WAITER = (_SHELL, "-c", f'unset {" ".join(_OWN)}; echo && IFS= read -r command && eval "$command"')
-_READY = b"\n"
+_OWN = ("PWD", "OLDPWD", "SHLVL", "mage_command")
+_WAITER = (_SHELL, "-c", f'unset {" ".join(_OWN)}; echo && IFS= read -r mage_command && eval "$mage_command"')
+_READY = Message(BINARY, b"\n")
 # A shell reads a line byte by byte, and not every shell all bytes.
 _LINE = re.compile(r"[ -~]{1,4000}")
 # Seconds. A server gives a command up 5 s after it was asked for it; we ask when the command before begins.
@@ -57,10 +58,11 @@ class Ahead:
         # Shells that were of no use, and whether the last command was a short one.
         self._missed = 0
         self._brief = True
+        self._pid = os.getpid()
 
     def run(self, command: Command) -> Completed:
         """Run a command to its end, and have a shell started for the next one. Returns and raises as ``exec.run``."""
-        waiting, self._waiting = self._waiting, None
+        waiting = self._taken()
         joined = waiting.taken(command) if waiting is not None else None
         self._missed += waiting is not None and joined is None
         began = time.monotonic()
@@ -92,9 +94,16 @@ class Ahead:
 
     def close(self) -> None:
         """End the shell that waits."""
-        waiting, self._waiting = self._waiting, None
+        waiting = self._taken()
         if waiting is not None:
             waiting.end()
+
+    def _taken(self) -> t.Optional[_Waiting]:
+        waiting, self._waiting = self._waiting, None
+        if self._pid != os.getpid():
+            # After a fork it is the parent's.
+            waiting, self._pid = None, os.getpid()
+        return waiting
 
 
 class _Waiting:
@@ -109,8 +118,9 @@ class _Waiting:
     def joins(self) -> bool:
         """Have it start, if the server still waits for that."""
         try:
-            self._asked.answered()
-            if time.monotonic() - self._asked_at < _FIRST:
+            left = _FIRST - (time.monotonic() - self._asked_at)
+            if left > 0:
+                self._asked.answered(left)
                 self._asked.join(wait=True)
                 self._joined_at = time.monotonic()
                 return True
@@ -159,21 +169,30 @@ def _joining(waiting: t.Optional[_Waiting]) -> t.Optional[_Waiting]:
 def _is_ready(joined: streams.Joined) -> bool:
     """Wait for the shell's word. Says whether it is there, and runs. Raises as ``Pending.finish``."""
     output, end = joined.streams[streams.STDOUT], joined.end
-    said, until = b"", time.monotonic() + _START
+    said: list[Message] = []
+    until = time.monotonic() + _START
     while end is not None and end.finish() is None and not output.closed:
-        said += b"".join(message.data for message in output.receive())
+        said += output.receive()
+        if output.waiting:
+            continue
         if said:
-            return said == _READY
+            return said == [_READY] and not any(_has_news(ws) for ws in joined.streams.values())
         left = until - time.monotonic()
         if left <= 0:
             break
-        if output.waiting:
-            continue
         with selectors.PollSelector() as selector:
             selector.register(output, selectors.EVENT_READ)
             selector.register(end, selectors.EVENT_READ)
             selector.select(left)
     return False
+
+
+def _has_news(ws: WebSocket) -> bool:
+    """Whether anything has come that a shell which waits does not say, such as its end."""
+    messages = ws.receive()
+    while ws.waiting:
+        messages += ws.receive()
+    return bool(messages) or ws.closed or ws.deaf
 
 
 def _bare(command: Command) -> Command:

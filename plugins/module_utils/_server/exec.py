@@ -112,6 +112,9 @@ class Session:
         if self._opening:
             self._sockets[STDIN].queue(BINARY, self._opening)
             self._sockets[STDIN].flush()
+            if self._sockets[STDIN].deaf:
+                # Without it, the shell would end of itself, and its exit code look like the command's.
+                raise ServerUnreachable(self._endpoint, _LOST)
         self._feed()
         meanwhile()
         while not self._done():

@@ -67,11 +67,11 @@ class Asked:
             self.close()
             raise
 
-    def answered(self) -> Asked:
-        """Wait until the server has said how the command's streams are called. Returns self."""
+    def answered(self, limit: t.Optional[float] = None) -> Asked:
+        """Wait until the server has said how the command's streams are called, for ``limit`` seconds. Returns self."""
         try:
             with trust.explained(self._transport.options):
-                answer = self._answer.wait(self._transport.options.request_timeout)
+                answer = self._answer.wait(self._transport.options.request_timeout if limit is None else limit)
         except BaseException:
             self.close()
             raise
