@@ -12,7 +12,7 @@ import typing as t
 
 import pytest
 
-from ansible_collections.mage.lxd.plugins.module_utils._errors import DeadlinePassed
+from ansible_collections.mage.lxd.plugins.module_utils._errors import DeadlinePassed, ServerError
 from ansible_collections.mage.lxd.plugins.module_utils._instances import folders, mounts
 from ansible_collections.mage.lxd.plugins.module_utils._server.driver import Completed, Response
 from ansible_collections.mage.lxd.tests.memory import convergence
@@ -604,3 +604,37 @@ def test_a_missing_netaddr_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "netaddr", None)
     outcome = run(Store(), {**A, "nat": [{"extport": 8080}]})
     assert outcome.error.startswith("The Python package netaddr is missing for ")
+
+
+class HalfAnIndex(MemoryDriver):
+    """Does not find the image for those of these names, ``times`` times each."""
+
+    def __init__(self, names: t.Container[str], times: int, words: str) -> None:
+        super().__init__(Store())
+        self.store.images["debian"] = "d" * 64
+        self.asked: list[str] = []
+        self._names, self._times, self._words = names, times, words
+
+    def request(self, method: str, path: str, *args: t.Any, **more: t.Any) -> Response:
+        name = (more.get("body") or {}).get("name", "")
+        if method == "POST" and path == "/1.0/instances":
+            self.asked.append(name)
+            if name in self._names and self.asked.count(name) <= self._times:
+                raise ServerError(500, f"Failed getting remote image info: {self._words}")
+        return super().request(method, path, *args, **more)
+
+
+@pytest.mark.parametrize(
+    "words", ["Failed getting image: The requested image couldn't be found", "unexpected end of JSON input"]
+)
+def test_an_image_that_was_found_for_another_is_looked_for_again(words: str) -> None:
+    items = [{"name": name, "image": IMAGE} for name in ("a", "b", "c")]
+    driver = HalfAnIndex(("b",), 2, words)
+    assert convergence.run(driver, items).ok
+    assert sorted(driver.asked) == ["a", "b", "b", "b", "c"]
+    # One that nobody has found is not there; another image says nothing of it.
+    for others in ([], [{"name": "d", "image": "debian"}]):
+        driver = HalfAnIndex(("a", "b", "c"), 9, words)
+        outcome = convergence.run(driver, [*items, *others])
+        assert [failure.partition(":")[0] for failure in outcome.failures] == ["default/a", "default/b", "default/c"]
+        assert sorted(driver.asked) == ["a", "b", "c", *(other["name"] for other in others)]

@@ -8,6 +8,8 @@
 
 from __future__ import annotations
 
+import typing as t
+
 from .._errors import MageError, OperationForgotten, PreconditionFailed, ServerError, ServerUnreachable
 
 # What a server says where somebody else was faster: with the address, the name, or the instance as a whole.
@@ -27,6 +29,8 @@ _RACED = (
     # Several that are the first to ask an image server: each wants to make the folder of its index.
     ": file exists",
 )
+# An image that is not in the index of its server, or an index that is not whole: servers write it where others read it.
+_UNSEEN = ("The requested image couldn't be found", "unexpected end of JSON input")
 # What a server says while it goes down or comes up.
 _AWAY = (
     "context canceled",
@@ -61,6 +65,11 @@ def is_late(error: ServerError) -> bool:
 def is_busy(error: MageError) -> bool:
     """Whether something else goes on with the instance, which comes to its end."""
     return isinstance(error, ServerError) and any(text in error.message for text in BUSY)
+
+
+def is_unseen(error: t.Optional[MageError]) -> bool:
+    """Whether a server did not find an image. If it found it for another instance, it had read half an index."""
+    return isinstance(error, ServerError) and any(text in error.message for text in _UNSEEN)
 
 
 def is_raced(error: MageError) -> bool:

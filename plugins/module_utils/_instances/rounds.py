@@ -24,10 +24,11 @@ from .._server import snapshot
 from .._server.driver import Driver
 from .._server.snapshot import Instance, Network, Snapshot
 from . import addresses, fetch, order, reading
+from .images import Image
 from .observed import InstanceChange, Observed
 from .plan import UP, needs, plan
 from .present import present
-from .races import Missed, is_away, is_busy, is_raced
+from .races import Missed, is_away, is_busy, is_raced, is_unseen
 from .slots import Slots
 from .spec import Desired, InstanceSpec
 from .states import like
@@ -58,6 +59,8 @@ class Run:
         # The instances whose making was begun, and where the mounts stand that the kernel does not shift, by instance.
         self.begun: set[str] = set()
         self.unshifted: dict[str, frozenset[str]] = {}
+        # The images that instances were made of.
+        self._found: set[Image] = set()
         self._declared = {item.name for item in desired.items if item.state != "absent"}
         self._networks: t.Optional[dict[str, Network]] = None
         self._lock = threading.Lock()
@@ -160,6 +163,11 @@ class Run:
         """What is to be planned anew: somebody else wrote between reading and writing, or the server went away."""
         specs = {_spec(change).name: _spec(change) for change in changes}
         raced = {name for name in specs if name in self.errors and is_raced(self.errors[name])}
+        self._found |= {
+            spec.image for name, spec in specs.items() if "create" in self.done.get(name, ()) and spec.image
+        }
+        unseen = {name: spec for name, spec in specs.items() if is_unseen(self.errors.get(name))}
+        raced |= {name for name, spec in unseen.items() if spec.image in self._found}
         raced |= self._read_back(changes)
         while True:
             blocked = {
