@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import io
 import json
 import os
 import socket
@@ -89,7 +90,7 @@ class Machine(UnixServer):
         text = json.dumps({"type": "sync", "metadata": metadata}).encode()
         sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(text) + text)
 
-    def _join(self, sock: socket.socket, reader: t.BinaryIO, line: str, key: bytes) -> None:
+    def _join(self, sock: socket.socket, reader: io.BufferedReader, line: str, key: bytes) -> None:
         number, name = line.split("secret=")[1].split(" ")[0].split("-")
         operation = self.operations[int(number)]
         accept = base64.b64encode(hashlib.sha1(key + GUID).digest())
@@ -112,14 +113,14 @@ class Machine(UnixServer):
             operation.argv, executable=program, stdin=pipe, stdout=pipe, stderr=pipe, env=environment, bufsize=0
         )
 
-    def _feed(self, operation: Operation, reader: t.BinaryIO) -> None:
+    def _feed(self, operation: Operation, reader: io.BufferedReader) -> None:
         operation.started.wait(60)
         stdin = operation.process.stdin
         assert stdin is not None
         decoder = websocket.Decoder()
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             while True:
-                data = reader.read1(65536)  # type: ignore[attr-defined]
+                data = reader.read1(65536)
                 messages = list(decoder.feed(data))
                 for message in messages:
                     if message.kind == websocket.BINARY:

@@ -40,7 +40,7 @@ ATTEMPTS = 5
 # How long a server that went away may take to be back.
 SERVER_BACK = 120.0
 # The steps after which an address is waited for.
-_UP = frozenset(("start", "restart"))
+_STARTS = frozenset(("start", "restart"))
 T = t.TypeVar("T")
 
 
@@ -101,7 +101,7 @@ class Run:
         waiting = {_spec(change).name: change for change in changes}
         before = order.after([_spec(change) for change in changes], self._recorded())
         running: dict[concurrent.futures.Future[None], str] = {}
-        if any(_spec(change).wait_for is None and not _UP.isdisjoint(change.steps) for change in changes):
+        if any(_spec(change).wait_for is None and not _STARTS.isdisjoint(change.steps) for change in changes):
             with contextlib.suppress(MageError):
                 # Each asks again, and is told. A server that is at work on many takes long to answer.
                 self._known_networks()
@@ -242,7 +242,7 @@ class Run:
         for item in self._not_restarted(again.values(), seen.snapshot):
             try:
                 alone = plan(self._only((item,)), seen, False, self._declared)
-                starts = any({"start", "restart"} & set(change.steps) for change in _changes(alone))
+                starts = any(not _STARTS.isdisjoint(change.steps) for change in _changes(alone))
                 if isinstance(self.errors.get(item.name), Missed) and not starts:
                     continue
                 items.append(item)

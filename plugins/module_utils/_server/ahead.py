@@ -62,7 +62,7 @@ class Ahead:
 
     def run(self, command: Command) -> Completed:
         """Run a command to its end, and have a shell started for the next one. Returns and raises as ``exec.run``."""
-        waiting = self._taken()
+        waiting = self._handed_out()
         joined = waiting.taken(command) if waiting is not None else None
         self._missed += waiting is not None and joined is None
         began = time.monotonic()
@@ -94,11 +94,11 @@ class Ahead:
 
     def close(self) -> None:
         """End the shell that waits."""
-        waiting = self._taken()
+        waiting = self._handed_out()
         if waiting is not None:
             waiting.end()
 
-    def _taken(self) -> t.Optional[_Waiting]:
+    def _handed_out(self) -> t.Optional[_Waiting]:
         waiting, self._waiting = self._waiting, None
         if self._pid != os.getpid():
             # After a fork it is the parent's.
