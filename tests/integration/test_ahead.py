@@ -45,7 +45,23 @@ SAME: list[tuple[str, Options]] = [
     ("if", {}),
     ("echo '\\n' \"a  b\" $(echo c) `echo d` \\\\ *", {}),
     ("exec >&- 2>&-; sleep 0.3; exit 4", {}),
+    ("pwd; id", {"cwd": "/tmp"}),
+    ("pwd; id", {"cwd": "/none"}),
+    ("pwd", {"environment": {"HOME": "/tmp"}}),
+    ("pwd; echo $HOME", {"user": 1000, "group": 1000}),
 ]
+# Runs until there is a shell for the next command.
+_BESIDE = f"until ps | grep -q '{WAITING}'; do sleep 0.1; done"
+# What a command may do to the directory in which the next one runs.
+_TO_ITS_DIRECTORY = (
+    "true",
+    "rm -r /root; mkdir /root; echo >/root/new",
+    "mount -t tmpfs none /root; echo >/root/mounted",
+    "cd /; umount /root",
+    "mv /root /root2; ln -s /root2 /root",
+    "rm /root; rm -r /root2",
+    "mkdir /root",
+)
 
 
 @pytest.fixture(scope="module", params=["core-lxd", "core-incus", "core-https", "core-ssh", "nested-bridge"])
@@ -116,6 +132,16 @@ def test_all_is_as_without(driver: CoreDriver, box: str, served: list[bool]) -> 
     # What takes a server longer than 3 s is not waited for.
     assert all(served)
     assert len(served) > len(SAME)
+
+
+def test_a_shell_beside_a_command_finds_what_that_one_did(driver: CoreDriver, box: str, served: list[bool]) -> None:
+    see = "pwd; ls; tr '\\0' '\\n' </proc/$$/environ | sort"
+    for script in _TO_ITS_DIRECTORY:
+        assert run(driver, box, f"{_BESIDE}; {script}") == (0, b"", b""), script
+        plain = run(driver, box, see, more=False)
+        assert plain.stderr == b""
+        assert run(driver, box, see) == plain, script
+    assert served == [True] * (2 * len(_TO_ITS_DIRECTORY) - 1)
 
 
 def test_a_deadline_ends_the_command_and_what_it_started(driver: CoreDriver, box: str, served: list[bool]) -> None:

@@ -38,7 +38,8 @@ class Operation:
     def __init__(self, body: dict[str, t.Any]) -> None:
         self.argv: list[str] = body["command"]
         self.waits = self.argv == list(ahead._WAITER)
-        self.environment: dict[str, str] = body["environment"]
+        self.environment: dict[str, str] = {"HOME": "/root", **body["environment"]}
+        self.cwd: str = body.get("cwd") or self.environment["HOME"]
         self.streams: dict[str, socket.socket] = {}
         self.ended = threading.Event()
         self.started = threading.Event()
@@ -109,8 +110,16 @@ class Machine(UnixServer):
         pipe = subprocess.PIPE
         environment = {"PATH": os.environ["PATH"], **operation.environment}
         program = self.shell if operation.argv[0] == "/bin/sh" else None
+        cwd = operation.cwd if os.path.isdir(operation.cwd) else "/"
         return subprocess.Popen(
-            operation.argv, executable=program, stdin=pipe, stdout=pipe, stderr=pipe, env=environment, bufsize=0
+            operation.argv,
+            executable=program,
+            stdin=pipe,
+            stdout=pipe,
+            stderr=pipe,
+            env=environment,
+            cwd=cwd,
+            bufsize=0,
         )
 
     def _feed(self, operation: Operation, reader: io.BufferedReader) -> None:
@@ -187,21 +196,111 @@ def test_each_command_but_the_first_has_a_shell_that_waits(machine: Machine, dri
     assert machine.shells[-1].ended.wait(20)
 
 
-def test_a_shell_starts_after_the_command_before_has_ended(
-    tmp_path: Path, machine: Machine, driver: CoreDriver
+def started_at(operation: Operation) -> float:
+    """When a process began, as time.time() has it, to a hundredth of a second."""
+    assert operation.started.wait(20)
+    # Field 22 of stat, in ticks since boot.
+    text = Path(f"/proc/{operation.process.pid}/stat").read_text(encoding="utf-8")
+    ticks = int(text.rpartition(")")[2].split()[19])
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.mark.parametrize("others", [{}, {"user": 1000}, {"cwd": "tmp"}])
+@pytest.mark.parametrize("beside", [60.0, 0.0])
+def test_when_a_shell_starts(
+    tmp_path: Path,
+    machine: Machine,
+    driver: CoreDriver,
+    monkeypatch: pytest.MonkeyPatch,
+    beside: float,
+    others: dict[str, t.Any],
 ) -> None:
-    """So it finds what that one did, as any command after it."""
-    for number in range(4):
+    """After the command before has ended; or beside it, but not one that may not go where the next one is to run."""
+    monkeypatch.setattr(ahead, "_BESIDE", beside)
+    gate = tmp_path / "gate"
+    for number in range(3):
         ended_at = tmp_path / str(number)
-        assert run(driver, f"sleep 0.1; date +%s%N >{ended_at}").rc == 0
+        earlier = not others and not beside
+        if earlier:
+            # Until there is a shell beside it.
+            waits = f"while [ ! -e {gate}{number} ]; do sleep 0.01; done"
+            threading.Thread(target=_open, args=(machine, number, Path(f"{gate}{number}")), daemon=True).start()
+        else:
+            waits = "sleep 0.1"
+        assert run(driver, f"{waits}; date +%s%N >{ended_at}", **others).rc == 0
         ended = int(ended_at.read_text(encoding="utf-8"))
-        assert machine.shells[-1].started.wait(20)
-        # Field 22 of stat, in ticks since boot.
-        pid = machine.shells[-1].process.pid
-        ticks = int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
-        began = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks / os.sysconf("SC_CLK_TCK")
-        # A tick is a hundredth of a second.
-        assert began > ended / 1e9 - 0.02
+        assert (started_at(machine.shells[-1]) < ended / 1e9 - 0.02) is earlier
+    assert len(machine.operations) == 4
+
+
+def _open(machine: Machine, number: int, gate: Path) -> None:
+    """Once a shell waits for the command that comes next, and some time has gone by."""
+    while len(machine.shells) <= number:
+        time.sleep(0.01)
+    machine.shells[number].started.wait(20)
+    time.sleep(0.1)
+    gate.touch()
+
+
+@pytest.mark.parametrize("shell", ["/bin/sh", "/bin/bash"])
+def test_a_shell_beside_a_command_finds_what_that_one_did(
+    tmp_path: Path, machine: Machine, driver: CoreDriver, monkeypatch: pytest.MonkeyPatch, shell: str
+) -> None:
+    monkeypatch.setattr(ahead, "_BESIDE", 0.0)
+    machine.shell = shell
+    place = tmp_path / "it's a $place"
+    place.mkdir()
+    # What bash itself tells a program, and the /bin/sh that the shell becomes perhaps not.
+    see = "pwd; ls; env | grep -v '^SHLVL=\\|^_=' | sort"
+    for where in ({"cwd": str(place)}, {"environment": {"HOME": str(place)}}):
+        for action in ("mkdir '{}'; >'{}/new'", "true", "mv '{}' '{}'2", "rm -r '{}'2; mkdir '{}'"):
+            ready = len(machine.shells)
+            gate = tmp_path / f"gate{len(machine.operations)}"
+            threading.Thread(target=_open, args=(machine, ready, gate), daemon=True).start()
+            script = f"while [ ! -e {gate} ]; do sleep 0.01; done; " + action.replace("{}", str(place))
+            run(driver, script.replace("it's", "it'\\''s"), **where)
+            plain = driver.execute("web", ["/bin/sh", "-c", see], **where)
+            assert plain.stderr == b""
+            assert run(driver, see, **where) == plain
+    assert len([one for one in machine.operations if not one.waits]) == 10
+
+
+def test_beside_a_long_command_shells_start_for_as_many_as_came_since_the_last(
+    tmp_path: Path, machine: Machine, driver: CoreDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ahead, "_BESIDE", 1.5)
+
+    def take_long(shells: int) -> None:
+        """Until so many shells wait for what comes next, and have had time to become more."""
+        gate = tmp_path / f"gate{len(machine.operations)}"
+
+        def watch() -> None:
+            while len(waiting()) != shells:
+                time.sleep(0.01)
+            time.sleep(0.5)
+            gate.touch()
+
+        threading.Thread(target=watch, daemon=True).start()
+        # One that is told its command waits no more.
+        run(driver, f"sleep 2; while [ ! -e {gate} ]; do sleep 0.01; done")
+        assert len(waiting()) == shells
+
+    def waiting() -> list[Operation]:
+        return [one for one in machine.shells[len(used) :] if one.started.is_set() and not one.ended.is_set()]
+
+    used: list[str] = []
+    take_long(1)
+    for count, shells in ((6, 1), (0, ahead._MOST), (2, 1), (0, 3)):
+        for number in range(count):
+            used.append("")
+            assert run(driver, f"echo {number}") == (0, b"%d\n" % number, b"")
+        used.append("")
+        take_long(shells)
+    left = waiting()
+    driver.close()
+    assert all(shell.ended.wait(20) for shell in left)
+    # The first command alone had no shell that waited.
+    assert len(machine.operations) - len(machine.shells) == 1
 
 
 @pytest.mark.parametrize("odd", ["echo one\necho two", "echo ümläut", "true " + "x" * 5000, "printf '\t'"])
@@ -324,17 +423,25 @@ def test_a_shell_that_died_a_moment_ago_gets_no_command(tmp_path: Path, driver: 
 class Refusing(Machine):
     """Runs one command, and is then gone."""
 
+    refused = 0
+
     def _answer(self, sock: socket.socket, line: str, body: bytes) -> None:
         if line.startswith("POST") and self.operations:
+            self.refused += 1
             text = json.dumps({"type": "error", "error": "Instance is not running", "error_code": 400}).encode()
             sock.sendall(b"HTTP/1.1 400 Bad\r\nContent-Length: %d\r\n\r\n" % len(text) + text)
             return
         super()._answer(sock, line, body)
 
 
-def test_what_is_wrong_is_told_to_the_next_command(tmp_path: Path, driver: CoreDriver) -> None:
-    Refusing(tmp_path / "socket")
-    assert run(driver, "echo a") == (0, b"a\n", b"")
+@pytest.mark.parametrize("beside", [60.0, 0.0])
+def test_what_is_wrong_is_told_to_the_next_command(
+    tmp_path: Path, driver: CoreDriver, monkeypatch: pytest.MonkeyPatch, beside: float
+) -> None:
+    monkeypatch.setattr(ahead, "_BESIDE", beside)
+    server = Refusing(tmp_path / "socket")
+    assert run(driver, "sleep 0.5; echo a") == (0, b"a\n", b"")
+    assert server.refused == 1
     with pytest.raises(_errors.ServerError, match="Instance is not running"):
         run(driver, "echo a")
 

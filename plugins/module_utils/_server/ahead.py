@@ -4,11 +4,15 @@
 
 # This code is private to mage.lxd: it may change without notice.
 
-"""Commands one after the other, as a loop has them: while the caller is between two, the server starts the next shell.
+"""Commands one after the other, as a loop has them: their shells are started ahead.
 
-To start one takes a server longer than to run most commands in it. The shell waits for its command as a line on
-standard input, and becomes it: what runs is the same as without, in streams of its own. It starts after the command
-before has ended, so it finds all that this one did.
+To start one takes a server longer than to run most commands in it. A shell waits for its command as a line on
+standard input, and becomes it: what runs is the same as without, in streams of its own.
+
+The next command's shell starts when the command before has ended, while the caller is between the two. Beside a
+command that takes its time, the server has some to spare: then shells start for as many commands as came between the
+last two of that kind. All that such a shell could miss of what happens meanwhile is that its directory is another one
+now. So it waits in the root directory, where it is in nobody's way, and is told where to go with its command.
 """
 
 from __future__ import annotations
@@ -28,19 +32,26 @@ from . import exec as execution
 from . import streams
 from .command import Command
 from .driver import Completed
-from .transport import Transport
+from .transport import Pending, Transport
 from .websocket import BINARY, TEXT, Message, WebSocket
 
 _SHELL = "/bin/sh"
 # It says that it is there, so that a command is never sent to one that does not start. It leaves no trace in the
-# command's environment, to which some shells add.
+# command's environment, to which some shells add: but bash leaves SHLVL=0, which is as good as none.
 _OWN = ("PWD", "OLDPWD", "SHLVL", "mage_command")
 _WAITER = (_SHELL, "-c", f'unset {" ".join(_OWN)}; echo && IFS= read -r mage_command && eval "$mage_command"')
 _READY = Message(BINARY, b"\n")
+# Where the server would have started the command: if there is no such directory, in the root one.
+_THERE = "cd -- {} 2>&-; unset PWD OLDPWD; "
 # A shell reads a line byte by byte, and not every shell all bytes.
 _LINE = re.compile(r"[ -~]{1,4000}")
+_PLACE = re.compile(r"/[ -~]{0,1000}")
 # Seconds. A server gives a command up 5 s after it was asked for it; we ask when the command before begins.
 _FIRST = 3.0
+# What is shorter leaves a server no time to spare.
+_BESIDE = 0.05
+_STEP = 0.02
+_MOST = 4
 # An instance may be frozen in the meantime, which is for the server to tell; and what takes long gains nothing.
 _FRESH = 1.0
 _START = 10.0
@@ -50,91 +61,146 @@ _MISSES = 3
 
 
 class Ahead:
-    """Runs commands over a transport, one at a time. Keeps one shell at most."""
+    """Runs commands over a transport, one at a time. Keeps a few shells at most."""
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
-        self._waiting: t.Optional[_Waiting] = None
-        # Shells that were of no use, and whether the last command was a short one.
+        # In the order in which they were asked for.
+        self._shells: list[_Waiting] = []
+        # How often they were of no use, and whether the last command was a short one.
         self._missed = 0
         self._brief = True
+        # How many shells are started beside a command, and how many commands came since the last one that had time.
+        self._spare = 1
+        self._came = 0
         self._pid = os.getpid()
 
     def run(self, command: Command) -> Completed:
-        """Run a command to its end, and have a shell started for the next one. Returns and raises as ``exec.run``."""
-        waiting = self._handed_out()
-        joined = waiting.taken(command) if waiting is not None else None
-        self._missed += waiting is not None and joined is None
+        """Run a command to its end, and have shells started for the next ones. Returns and raises as ``exec.run``."""
+        others = self._handed_out()
+        shell = others.pop(0) if others else None
+        joined = shell.taken(command) if shell is not None else None
+        if shell is not None and joined is None:
+            # The others would serve it no better.
+            _end(others)
+            self._missed += 1
+            others = []
+        self._shells = others
         began = time.monotonic()
         try:
-            done = self._run(command, waiting, joined)
+            done = self._run(command, shell, joined)
         except BaseException:
             self.close()
             raise
-        self._brief = time.monotonic() - began < _FRESH
-        self._waiting = _joining(self._waiting)
+        self._learn(time.monotonic() - began)
+        self._shells = [one for one in self._shells if one.joins()]
         return done
 
-    def _run(self, command: Command, waiting: t.Optional[_Waiting], joined: t.Optional[streams.Joined]) -> Completed:
-        def ask() -> None:
-            self._ask(command)
+    def _learn(self, seconds: float) -> None:
+        self._brief = seconds < _FRESH
+        self._came += 1
+        if seconds >= _BESIDE:
+            self._spare, self._came = min(self._came, _MOST), 0
 
-        if waiting is None or joined is None:
-            return execution.run(self._transport, command, ask)
-        marked = dataclasses.replace(command, mark=waiting.command.mark)
-        return execution.Session(self._transport, marked, joined, opening=_line(command)).loop(ask)
+    def _run(self, command: Command, shell: t.Optional[_Waiting], joined: t.Optional[streams.Joined]) -> Completed:
+        def meanwhile() -> t.Iterator[float]:
+            return self._meanwhile(command)
+
+        if shell is None or joined is None:
+            return execution.run(self._transport, command, meanwhile)
+        marked = dataclasses.replace(command, mark=shell.command.mark)
+        opening = shell.line(command)
+        return execution.Session(self._transport, marked, joined, opening=opening).loop(meanwhile)
+
+    def _meanwhile(self, command: Command) -> t.Iterator[float]:
+        """Ask for the next shell, if the next command is likely to be one for it, and after a while for more."""
+        if not self._brief or self._missed >= _MISSES or not _exec(command):
+            return
+        if not self._shells:
+            self._ask(command)
+        if not self._shells or not self._shells[0].elsewhere:
+            return
+        yield _BESIDE
+        for missing in range(self._spare - len(self._shells), -1, -1):
+            while not all(one.is_answered() for one in self._shells):
+                yield _STEP
+            self._shells = [one for one in self._shells if one.joins()]
+            if missing and self._shells:
+                self._ask(command)
+                yield _STEP
 
     def _ask(self, command: Command) -> None:
-        """Ask for the next shell, if the next command is likely to be one for it."""
-        self.close()
-        if self._brief and self._missed < _MISSES and _line(command):
-            with contextlib.suppress(MageError):
-                # The next command will be told the same.
-                self._waiting = _Waiting(self._transport, command)
+        with contextlib.suppress(MageError):
+            # The next command will be told the same.
+            self._shells.append(_Waiting(self._transport, command))
 
     def close(self) -> None:
-        """End the shell that waits."""
-        waiting = self._handed_out()
-        if waiting is not None:
-            waiting.end()
+        """End the shells that wait."""
+        _end(self._handed_out())
 
-    def _handed_out(self) -> t.Optional[_Waiting]:
-        waiting, self._waiting = self._waiting, None
+    def _handed_out(self) -> list[_Waiting]:
+        shells, self._shells = self._shells, []
         if self._pid != os.getpid():
-            # After a fork it is the parent's.
-            waiting, self._pid = None, os.getpid()
-        return waiting
+            # After a fork they are the parent's.
+            shells, self._pid = [], os.getpid()
+        return shells
 
 
 class _Waiting:
-    """A shell for a command like another one: for the same instance, user and so on. ``command`` is the shell's own."""
+    """A shell for a command like another one: for the same instance, user and so on. ``command`` is the shell's own.
+
+    ``elsewhere`` says whether it may wait elsewhere than where it is to run its command: root may go there, and others
+    perhaps not.
+    """
 
     def __init__(self, transport: Transport, like: Command) -> None:
-        self.command = dataclasses.replace(_bare(like), mark=secrets.token_hex(8))
+        self._like = _bare(like)
+        self.elsewhere = like.user in (None, 0) and (like.cwd is None or _PLACE.fullmatch(like.cwd) is not None)
+        cwd = "/" if self.elsewhere else like.cwd
+        self.command = dataclasses.replace(self._like, mark=secrets.token_hex(8), cwd=cwd)
         self._asked_at = time.monotonic()
-        self._joined_at: t.Optional[float] = None
+        # When it joined, or when a command that ran beside it ended.
+        self._seen_at: t.Optional[float] = None
         self._asked = streams.Asked(transport, self.command)
 
-    def joins(self) -> bool:
-        """Have it start, if the server still waits for that."""
+    def line(self, command: Command) -> bytes:
+        """What it is to read, to become a command."""
+        home = '"$HOME"' if command.cwd is None else shlex.quote(command.cwd)
+        return ((_THERE.format(home) if self.elsewhere else "") + _exec(command) + "\n").encode("ascii")
+
+    def is_answered(self) -> bool:
+        """Whether ``joins`` would not have to wait."""
         try:
-            left = _FIRST - (time.monotonic() - self._asked_at)
-            if left > 0:
-                self._asked.answered(left)
-                self._asked.join(wait=True)
-                self._joined_at = time.monotonic()
-                return True
+            return self._asked.has_answer() or self._late()
         except MageError:
-            # It has not started: whatever is wrong, the next command will be told.
-            pass
-        self._asked.close()
+            return True
+
+    def _late(self) -> bool:
+        return time.monotonic() - self._asked_at >= _FIRST
+
+    def joins(self) -> bool:
+        """Have it start, unless it has. Says whether it did; if not, it is gone."""
+        if self._seen_at is None and not self._join():
+            self._asked.close()
+            return False
+        self._seen_at = time.monotonic()
+        return True
+
+    def _join(self) -> bool:
+        """Says whether the server still waited for that."""
+        # If it does not start, then whatever is wrong, the next command will be told.
+        with contextlib.suppress(MageError):
+            if not self._late():
+                self._asked.answered(self._asked_at + _FIRST - time.monotonic())
+                self._asked.join(wait=True)
+                return True
         return False
 
     def taken(self, command: Command) -> t.Optional[streams.Joined]:
         """The shell, to be told its command; or None, and it is gone."""
-        fresh = self._joined_at is not None and time.monotonic() - self._joined_at < _FRESH
-        if not fresh or not _line(command) or _bare(command) != _bare(self.command):
-            self.end()
+        fresh = self._seen_at is not None and time.monotonic() - self._seen_at < _FRESH
+        if not fresh or not _exec(command) or _bare(command) != self._like:
+            _end([self])
             return None
         try:
             joined = self._asked.joined()
@@ -146,24 +212,31 @@ class _Waiting:
         self._asked.close()
         return None
 
-    def end(self) -> None:
-        """End it, and wait for that: the instance is left as it was. One that has not joined never starts."""
-        if self._joined_at is not None:
+    def ends(self) -> t.Optional[Pending]:
+        """Tell it to end. Returns the answer that will tell when it has; one that has not joined never starts."""
+        if self._seen_at is not None:
             with contextlib.suppress(MageError, streams.TooLate):
-                # What cannot be told so has no standard input any more once we are gone, and ends of that.
-                self._told_to_end(self._asked.joined())
+                joined = self._asked.joined()
+                stdin = joined.streams[streams.STDIN]
+                stdin.queue(TEXT, b"")
+                stdin.flush()
+                return joined.end
+        return None
+
+    def close(self) -> None:
+        """Let go of it: it has no standard input any more, and ends of that if it has not yet."""
         self._asked.close()
 
-    def _told_to_end(self, joined: streams.Joined) -> None:
-        stdin = joined.streams[streams.STDIN]
-        stdin.queue(TEXT, b"")
-        stdin.flush()
-        if joined.end is not None:
-            joined.end.wait(_END)
 
-
-def _joining(waiting: t.Optional[_Waiting]) -> t.Optional[_Waiting]:
-    return waiting if waiting is not None and waiting.joins() else None
+def _end(shells: t.Sequence[_Waiting]) -> None:
+    """End them, and wait for that: the instance is left as it was."""
+    until = time.monotonic() + _END
+    for end in [shell.ends() for shell in shells]:
+        if end is not None:
+            with contextlib.suppress(MageError):
+                end.wait(max(0.0, until - time.monotonic()))
+    for shell in shells:
+        shell.close()
 
 
 def _is_ready(joined: streams.Joined) -> bool:
@@ -202,11 +275,11 @@ def _bare(command: Command) -> Command:
     return dataclasses.replace(same, mark="")
 
 
-def _line(command: Command) -> bytes:
-    """What the shell is to read, or nothing if the command is not one for it."""
+def _exec(command: Command) -> str:
+    """How a shell becomes a command, or nothing if the command is not one for that."""
     argv = tuple(command.argv)
     if len(argv) != 3 or argv[:2] != (_SHELL, "-c") or not _LINE.fullmatch(argv[2]):
-        return b""
+        return ""
     if not command.environment.keys().isdisjoint(_OWN):
-        return b""
-    return f"exec {shlex.join(command.argv)}\n".encode("ascii")
+        return ""
+    return f"exec {shlex.join(command.argv)}"

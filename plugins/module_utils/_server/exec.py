@@ -34,10 +34,17 @@ _NOT_STARTED = {"Command not found": 127, "Command not executable": 126}
 _GIVEN_UP = "Timed out waiting for websockets to connect"
 _LOST = "the connection was lost before a command's whole output came"
 _SILENT = "the rest of a command's output did not come in time"
+# What is done while a command runs, from when it has what it needs to begin: each part of it says in how many seconds
+# the next one is due.
+Meanwhile = t.Callable[[], t.Iterator[float]]
 
 
-def run(transport: Transport, command: Command, meanwhile: t.Callable[[], object] = lambda: None) -> Completed:
-    """Run a command to its end. Raises DeadlinePassed after having killed it. ``meanwhile``: see ``Session.loop``."""
+def _nothing() -> t.Iterator[float]:
+    return iter(())
+
+
+def run(transport: Transport, command: Command, meanwhile: Meanwhile = _nothing) -> Completed:
+    """Run a command to its end. Raises DeadlinePassed after having killed it."""
     try:
         return _run(transport, command, meanwhile)
     except ServerError as e:
@@ -49,7 +56,7 @@ def run(transport: Transport, command: Command, meanwhile: t.Callable[[], object
     return _run(transport, command, meanwhile)
 
 
-def _run(transport: Transport, command: Command, meanwhile: t.Callable[[], object]) -> Completed:
+def _run(transport: Transport, command: Command, meanwhile: Meanwhile) -> Completed:
     return Session(transport, command, streams.start(transport, command, wait=True)).loop(meanwhile)
 
 
@@ -95,18 +102,17 @@ class Session:
         self._killed = False
         # Whether the server says so.
         self._not_started = False
+        self._meanwhile = _nothing()
+        self._next: t.Optional[float] = None
 
-    def loop(self, meanwhile: t.Callable[[], object] = lambda: None) -> Completed:
-        """Move bytes until the command has ended and all of its output is here. Lets go of every connection.
-
-        ``meanwhile`` is called when the command has what it needs to begin.
-        """
+    def loop(self, meanwhile: Meanwhile = _nothing) -> Completed:
+        """Move bytes until the command has ended and all of its output is here. Lets go of every connection."""
         try:
             return self._looped(meanwhile)
         finally:
             self._joined.close()
 
-    def _looped(self, meanwhile: t.Callable[[], object]) -> Completed:
+    def _looped(self, meanwhile: Meanwhile) -> Completed:
         if self._command.timeout is not None:
             self._end = time.monotonic() + self._command.timeout
         if self._opening:
@@ -116,16 +122,24 @@ class Session:
                 # Without it, the shell would end of itself, and its exit code look like the command's.
                 raise ServerUnreachable(self._endpoint, _LOST)
         self._feed()
-        meanwhile()
+        self._meanwhile = meanwhile()
+        self._go_on()
         while not self._done():
             if self._end is not None and time.monotonic() >= self._end:
                 # What has come by now has come in time.
                 self._turn()
                 if not self._done() and time.monotonic() >= self._end and self._late():
                     break
-            elif not self._turn() and self._has_ended():
+            elif self._next is not None and time.monotonic() >= self._next:
+                self._go_on()
+            elif not self._turn() and self._next is None and self._has_ended():
                 return Completed(0, bytes(self._output[STDOUT]), bytes(self._output[STDERR]))
         return self._completed()
+
+    def _go_on(self) -> None:
+        """With what is done meanwhile."""
+        seconds = next(self._meanwhile, None)
+        self._next = None if seconds is None else time.monotonic() + seconds
 
     def _has_ended(self) -> bool:
         ended = self._command.ended
@@ -148,6 +162,7 @@ class Session:
         if self._killed:
             raise self._passed()
         self._killed = True
+        self._next = None
         self._stdin = None
         self._kill()
         self._end = time.monotonic() + GRACE
@@ -188,7 +203,7 @@ class Session:
 
     def _patience(self) -> t.Optional[float]:
         """How long to wait for more."""
-        limits = [] if self._end is None else [max(0.0, self._end - time.monotonic())]
+        limits = [max(0.0, limit - time.monotonic()) for limit in (self._end, self._next) if limit is not None]
         limits += [] if self._gate is None else [PATIENCE]
         limits += [] if self._command.ended is None else [LINGERING]
         return min(limits, default=None)

@@ -55,7 +55,7 @@ class Asked:
     def __init__(self, transport: Transport, command: Command) -> None:
         self._transport = transport
         self._socks: list[socket.socket] = []
-        self._operation: dict[str, t.Any] = {}
+        self._operation: t.Optional[dict[str, t.Any]] = None
         self._handshakes: list[Handshake] = []
         self._end: t.Optional[Pending] = None
         path = api("instances", command.instance, "exec")
@@ -71,18 +71,27 @@ class Asked:
         """Wait until the server has said how the command's streams are called, for ``limit`` seconds. Returns self."""
         try:
             with trust.explained(self._transport.options):
-                answer = self._answer.wait(self._transport.options.request_timeout if limit is None else limit)
+                if not self.has_answer():
+                    limit = self._transport.options.request_timeout if limit is None else limit
+                    self._operation = self._answer.wait(limit).metadata or {}
         except BaseException:
             self.close()
             raise
-        self._operation = answer.metadata or {}
         return self
+
+    def has_answer(self) -> bool:
+        """Whether it has said so, without waiting."""
+        if self._operation is None:
+            answer = self._answer.finish()
+            self._operation = None if answer is None else (answer.metadata or {})
+        return self._operation is not None
 
     def join(self, wait: bool) -> None:
         """Ask for the streams, and if ``wait`` for the end: before the command can have ended, since a server soon
         forgets how one did."""
-        identifier = str(self._operation.get("id", ""))
-        keys = (self._operation.get("metadata") or {}).get("fds") or {}
+        operation = self._operation or {}
+        identifier = str(operation.get("id", ""))
+        keys = (operation.get("metadata") or {}).get("fds") or {}
         secrets_of = [{"secret": str(keys.get(name, ""))} for name in STREAMS]
         path = api("operations", identifier, "websocket")
         self._handshakes = self._transport.ask_for_websockets(self._socks, path, _OPERATIONS, secrets_of)
