@@ -30,6 +30,8 @@ from ansible_collections.mage.lxd.tests.unix_server import UnixServer
 GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 NAMES = ("0", "1", "2", "control")
 EVERY_BYTE = bytes(range(256)) * 40
+# Runs until there is a shell for the next command.
+BESIDE = f"until pgrep -P {os.getpid()} -f '[I]FS= read' >/dev/null; do sleep 0.02; done"
 
 
 class Operation:
@@ -41,8 +43,10 @@ class Operation:
         self.environment: dict[str, str] = {"HOME": "/root", **body["environment"]}
         self.cwd: str = body.get("cwd") or self.environment["HOME"]
         self.streams: dict[str, socket.socket] = {}
-        self.ended = threading.Event()
         self.started = threading.Event()
+        # Whether anything was said to it.
+        self.told = False
+        self.ended = threading.Event()
         self.process: subprocess.Popen[bytes]
         self.rc = -1
 
@@ -62,6 +66,21 @@ class Machine(UnixServer):
     def shells(self) -> list[Operation]:
         """Those that wait for a command, or did."""
         return [one for one in self.operations if one.waits]
+
+    @property
+    def idle(self) -> list[Operation]:
+        """Those that wait for one now."""
+        return [one for one in self.shells if one.started.is_set() and not one.told and not one.ended.is_set()]
+
+    def started(self, count: int) -> list[Operation]:
+        """So many shells, once they have started; in no order."""
+        deadline = time.monotonic() + 20
+        while True:
+            found = [one for one in self.shells if one.started.is_set()]
+            if len(found) == count:
+                return found
+            assert time.monotonic() < deadline, found
+            time.sleep(0.01)
 
     def serve(self, sock: socket.socket) -> None:
         # Whoever has what it wants does not wait for the rest.
@@ -133,6 +152,7 @@ class Machine(UnixServer):
                 messages = list(decoder.feed(data))
                 for message in messages:
                     if message.kind == websocket.BINARY:
+                        operation.told = True
                         stdin.write(message.data)
                 if not data or any(message.kind != websocket.BINARY for message in messages):
                     break
@@ -189,16 +209,16 @@ def test_each_command_but_the_first_has_a_shell_that_waits(machine: Machine, dri
         expected = (number, b"%d'$" % number + EVERY_BYTE, b"err")
         script = f"printf %s {number}\\''$'; cat; printf err >&2; exit {number}"
         assert run(driver, script, stdin=EVERY_BYTE) == expected
-    assert len(machine.operations) == 6
-    assert len(machine.shells) == 5
-    assert not machine.shells[-1].ended.is_set()
+    assert len(machine.operations) - len(machine.shells) == 1
+    assert len(machine.started(5)) == len(machine.shells) - 1
+    (last,) = machine.idle
     driver.close()
-    assert machine.shells[-1].ended.wait(20)
+    assert last.ended.wait(20)
+    machine.started(5)
 
 
 def started_at(operation: Operation) -> float:
     """When a process began, as time.time() has it, to a hundredth of a second."""
-    assert operation.started.wait(20)
     # Field 22 of stat, in ticks since boot.
     text = Path(f"/proc/{operation.process.pid}/stat").read_text(encoding="utf-8")
     ticks = int(text.rpartition(")")[2].split()[19])
@@ -217,29 +237,16 @@ def test_when_a_shell_starts(
 ) -> None:
     """After the command before has ended; or beside it, but not one that may not go where the next one is to run."""
     monkeypatch.setattr(ahead, "_BESIDE", beside)
-    gate = tmp_path / "gate"
+    earlier = not others and not beside
     for number in range(3):
         ended_at = tmp_path / str(number)
-        earlier = not others and not beside
-        if earlier:
-            # Until there is a shell beside it.
-            waits = f"while [ ! -e {gate}{number} ]; do sleep 0.01; done"
-            threading.Thread(target=_open, args=(machine, number, Path(f"{gate}{number}")), daemon=True).start()
-        else:
-            waits = "sleep 0.1"
+        waits = f"{BESIDE}; sleep 0.1" if earlier else "sleep 0.1"
         assert run(driver, f"{waits}; date +%s%N >{ended_at}", **others).rc == 0
         ended = int(ended_at.read_text(encoding="utf-8"))
-        assert (started_at(machine.shells[-1]) < ended / 1e9 - 0.02) is earlier
-    assert len(machine.operations) == 4
-
-
-def _open(machine: Machine, number: int, gate: Path) -> None:
-    """Once a shell waits for the command that comes next, and some time has gone by."""
-    while len(machine.shells) <= number:
-        time.sleep(0.01)
-    machine.shells[number].started.wait(20)
-    time.sleep(0.1)
-    gate.touch()
+        machine.started(number + 1)
+        (shell,) = machine.idle
+        assert (started_at(shell) < ended / 1e9 - 0.02) is earlier
+    assert len(machine.operations) == 3 + ahead._ASKED
 
 
 @pytest.mark.parametrize("shell", ["/bin/sh", "/bin/bash"])
@@ -254,11 +261,8 @@ def test_a_shell_beside_a_command_finds_what_that_one_did(
     see = "pwd; ls; env | grep -v '^SHLVL=\\|^_=' | sort"
     for where in ({"cwd": str(place)}, {"environment": {"HOME": str(place)}}):
         for action in ("mkdir '{}'; >'{}/new'", "true", "mv '{}' '{}'2", "rm -r '{}'2; mkdir '{}'"):
-            ready = len(machine.shells)
-            gate = tmp_path / f"gate{len(machine.operations)}"
-            threading.Thread(target=_open, args=(machine, ready, gate), daemon=True).start()
-            script = f"while [ ! -e {gate} ]; do sleep 0.01; done; " + action.replace("{}", str(place))
-            run(driver, script.replace("it's", "it'\\''s"), **where)
+            script = action.replace("{}", str(place).replace("'", "'\\''"))
+            run(driver, f"{BESIDE}; {script}", **where)
             plain = driver.execute("web", ["/bin/sh", "-c", see], **where)
             assert plain.stderr == b""
             assert run(driver, see, **where) == plain
@@ -275,28 +279,21 @@ def test_beside_a_long_command_shells_start_for_as_many_as_came_since_the_last(
         gate = tmp_path / f"gate{len(machine.operations)}"
 
         def watch() -> None:
-            while len(waiting()) != shells:
+            while len(machine.idle) != shells:
                 time.sleep(0.01)
             time.sleep(0.5)
             gate.touch()
 
         threading.Thread(target=watch, daemon=True).start()
-        # One that is told its command waits no more.
         run(driver, f"sleep 2; while [ ! -e {gate} ]; do sleep 0.01; done")
-        assert len(waiting()) == shells
+        assert len(machine.idle) == shells
 
-    def waiting() -> list[Operation]:
-        return [one for one in machine.shells[len(used) :] if one.started.is_set() and not one.ended.is_set()]
-
-    used: list[str] = []
     take_long(1)
     for count, shells in ((6, 1), (0, ahead._MOST), (2, 1), (0, 3)):
         for number in range(count):
-            used.append("")
             assert run(driver, f"echo {number}") == (0, b"%d\n" % number, b"")
-        used.append("")
         take_long(shells)
-    left = waiting()
+    left = machine.idle
     driver.close()
     assert all(shell.ended.wait(20) for shell in left)
     # The first command alone had no shell that waited.
@@ -336,8 +333,8 @@ def test_a_shell_serves_only_commands_like_its_own(
     machine: Machine, driver: CoreDriver, other: dict[str, t.Any]
 ) -> None:
     run(driver, "true")
+    (first,) = machine.started(1)
     assert run(driver, 'echo "$A"', **other) == (0, b"1\n" if "environment" in other else b"\n", b"")
-    first, *_rest = machine.shells
     assert first.ended.wait(20)
     assert [one.argv[2] for one in machine.operations if not one.waits] == ["true", 'echo "$A"']
 
@@ -347,19 +344,35 @@ def test_a_shell_that_waited_too_long_is_not_used(
 ) -> None:
     """The instance may have been frozen: the server knows."""
     run(driver, "true")
+    (shell,) = machine.started(1)
     monkeypatch.setattr(ahead, "_FRESH", 0.0)
     assert run(driver, "echo a") == (0, b"a\n", b"")
-    assert machine.shells[0].ended.wait(20)
+    assert shell.ended.wait(20)
     assert [one.argv[2] for one in machine.operations if not one.waits] == ["true", "echo a"]
     # What takes long gains nothing by it.
     run(driver, "true")
-    assert len(machine.shells) == 2
+    assert len(machine.shells) == 2 * ahead._ASKED
+
+
+def test_a_shell_that_was_asked_for_too_long_ago_never_starts(
+    machine: Machine, driver: CoreDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server has given it up, or is about to."""
+    monkeypatch.setattr(ahead, "_FIRST", 0.2)
+    for _time in range(ahead._MISSES + 1):
+        assert run(driver, "sleep 0.4", user=1000).rc == 0
+    assert not any(shell.streams for shell in machine.shells)
+    # It is not its fault.
+    monkeypatch.setattr(ahead, "_FIRST", 60.0)
+    for _time in range(2):
+        assert run(driver, "echo a", user=1000) == (0, b"a\n", b"")
+    assert any(shell.streams for shell in machine.shells)
 
 
 def test_who_has_no_use_for_shells_gets_no_more(machine: Machine, driver: CoreDriver) -> None:
     for number in range(8):
         run(driver, "true", cwd=f"/{number}")
-    assert len(machine.shells) == ahead._MISSES
+    assert len(machine.shells) == ahead._MISSES * ahead._ASKED
 
 
 class Broken(Machine):
@@ -392,9 +405,9 @@ def test_a_shell_that_does_not_start_gets_no_command(
     server.instead = instead
     ran = tmp_path / "ran"
     for number in range(5):
-        if instead[-1] == "echo; exit 3" and server.shells:
+        if instead[-1] == "echo; exit 3" and number:
             # It looks as if it were there; when it is asked, it is gone.
-            assert server.shells[-1].ended.wait(20)
+            assert all(one.ended.wait(20) for one in server.started(min(number, ahead._MISSES)))
         assert run(driver, f"echo {number} >>{ran}; exit {number}") == (number, b"", b"")
     assert ran.read_text(encoding="utf-8") == "0\n1\n2\n3\n4\n"
 
@@ -413,8 +426,8 @@ class Lagging(Broken):
 def test_a_shell_that_died_a_moment_ago_gets_no_command(tmp_path: Path, driver: CoreDriver) -> None:
     server = Lagging(tmp_path / "socket")
     for number in range(3):
-        if server.shells:
-            assert server.shells[-1].ended.wait(20)
+        if number:
+            assert all(one.ended.wait(20) for one in server.started(number))
             # Its last words are on their way to us.
             time.sleep(0.1)
         assert run(driver, f"echo {number}") == (0, b"%d\n" % number, b"")
@@ -441,7 +454,7 @@ def test_what_is_wrong_is_told_to_the_next_command(
     monkeypatch.setattr(ahead, "_BESIDE", beside)
     server = Refusing(tmp_path / "socket")
     assert run(driver, "sleep 0.5; echo a") == (0, b"a\n", b"")
-    assert server.refused == 1
+    assert server.refused == ahead._ASKED
     with pytest.raises(_errors.ServerError, match="Instance is not running"):
         run(driver, "echo a")
 
@@ -461,4 +474,4 @@ def test_a_gate_holds_back_what_comes_after_the_line(machine: Machine, driver: C
     script = 'printf Password:; read -r word; printf "got $word:"; cat'
     for _time in range(3):
         assert run(driver, script, stdin=b"rest", gate=gate) == (0, b"Password:got secret:rest", b"")
-    assert len(machine.operations) == 4
+    assert len(machine.operations) == 3 + ahead._ASKED

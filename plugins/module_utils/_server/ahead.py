@@ -9,10 +9,11 @@
 To start one takes a server longer than to run most commands in it. A shell waits for its command as a line on
 standard input, and becomes it: what runs is the same as without, in streams of its own.
 
-The next command's shell starts when the command before has ended, while the caller is between the two. Beside a
-command that takes its time, the server has some to spare: then shells start for as many commands as came between the
-last two of that kind. All that such a shell could miss of what happens meanwhile is that its directory is another one
-now. So it waits in the root directory, where it is in nobody's way, and is told where to go with its command.
+The next command's shell starts when the command before has ended, while the caller is between the two. The server is
+asked for it two commands before, since to answer takes as long as to start. Beside a command that takes its time, it
+has some to spare: then shells start for as many commands as came between the last two of that kind. All that such a
+shell could miss of what happens meanwhile is that its directory is another one now. So it waits in the root directory,
+where it is in nobody's way, and is told where to go with its command.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ _LINE = re.compile(r"[ -~]{1,4000}")
 _PLACE = re.compile(r"/[ -~]{0,1000}")
 # Seconds. A server gives a command up 5 s after it was asked for it; we ask when the command before begins.
 _FIRST = 3.0
+_ASKED = 2
 # What is shorter leaves a server no time to spare.
 _BESIDE = 0.05
 _STEP = 0.02
@@ -93,7 +95,7 @@ class Ahead:
             self.close()
             raise
         self._learn(time.monotonic() - began)
-        self._shells = [one for one in self._shells if one.joins()]
+        self._start(1)
         return done
 
     def _learn(self, seconds: float) -> None:
@@ -116,23 +118,29 @@ class Ahead:
         """Ask for the next shell, if the next command is likely to be one for it, and after a while for more."""
         if not self._brief or self._missed >= _MISSES or not _exec(command):
             return
-        if not self._shells:
-            self._ask(command)
+        self._ask(command, _ASKED)
         if not self._shells or not self._shells[0].elsewhere:
             return
         yield _BESIDE
-        for missing in range(self._spare - len(self._shells), -1, -1):
+        for count in range(1, self._spare + 1):
+            self._ask(command, count)
             while not all(one.is_answered() for one in self._shells):
                 yield _STEP
-            self._shells = [one for one in self._shells if one.joins()]
-            if missing and self._shells:
-                self._ask(command)
-                yield _STEP
+            self._start(count)
 
-    def _ask(self, command: Command) -> None:
+    def _ask(self, command: Command, count: int) -> None:
+        """Ask for shells until there are so many."""
         with contextlib.suppress(MageError):
             # The next command will be told the same.
-            self._shells.append(_Waiting(self._transport, command))
+            while len(self._shells) < count:
+                self._shells.append(_Waiting(self._transport, command))
+
+    def _start(self, count: int) -> None:
+        """Have so many start, and drop those that do not. Those that had started before have lived on."""
+        shells, self._shells = self._shells, []
+        for one in shells:
+            if (not one.started and len(self._shells) >= count) or one.joins():
+                self._shells.append(one)
 
     def close(self) -> None:
         """End the shells that wait."""
@@ -168,6 +176,11 @@ class _Waiting:
         home = '"$HOME"' if command.cwd is None else shlex.quote(command.cwd)
         return ((_THERE.format(home) if self.elsewhere else "") + _exec(command) + "\n").encode("ascii")
 
+    @property
+    def started(self) -> bool:
+        """Whether it has joined."""
+        return self._seen_at is not None
+
     def is_answered(self) -> bool:
         """Whether ``joins`` would not have to wait."""
         try:
@@ -180,7 +193,7 @@ class _Waiting:
 
     def joins(self) -> bool:
         """Have it start, unless it has. Says whether it did; if not, it is gone."""
-        if self._seen_at is None and not self._join():
+        if not self.started and not self._join():
             self._asked.close()
             return False
         self._seen_at = time.monotonic()
@@ -214,7 +227,7 @@ class _Waiting:
 
     def ends(self) -> t.Optional[Pending]:
         """Tell it to end. Returns the answer that will tell when it has; one that has not joined never starts."""
-        if self._seen_at is not None:
+        if self.started:
             with contextlib.suppress(MageError, streams.TooLate):
                 joined = self._asked.joined()
                 stdin = joined.streams[streams.STDIN]
