@@ -50,8 +50,6 @@ SAME: list[tuple[str, Options]] = [
     ("pwd", {"environment": {"HOME": "/tmp"}}),
     ("pwd; echo $HOME", {"user": 1000, "group": 1000}),
 ]
-# Runs until there is a shell for the next command.
-_BESIDE = f"until ps | grep -q '{WAITING}'; do sleep 0.1; done"
 # What a command may do to the directory in which the next one runs.
 _TO_ITS_DIRECTORY = (
     "true",
@@ -109,6 +107,11 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return found
 
 
+def until(count: int) -> str:
+    """A script that runs until so many shells wait for a command."""
+    return f"until [ $(ps | grep -c '{WAITING}') -ge {count} ]; do sleep 0.1; done"
+
+
 def run(driver: CoreDriver, box: str, script: str, more: bool = True, **options: t.Any) -> Completed:
     return driver.execute(box, ["/bin/sh", "-c", script], more=more, **options)
 
@@ -137,11 +140,23 @@ def test_all_is_as_without(driver: CoreDriver, box: str, served: list[bool]) -> 
 def test_a_shell_beside_a_command_finds_what_that_one_did(driver: CoreDriver, box: str, served: list[bool]) -> None:
     see = "pwd; ls; tr '\\0' '\\n' </proc/$$/environ | sort"
     for script in _TO_ITS_DIRECTORY:
-        assert run(driver, box, f"{_BESIDE}; {script}") == (0, b"", b""), script
+        assert run(driver, box, f"{until(1)}; {script}") == (0, b"", b""), script
         plain = run(driver, box, see, more=False)
         assert plain.stderr == b""
         assert run(driver, box, see) == plain, script
     assert served == [True] * (2 * len(_TO_ITS_DIRECTORY) - 1)
+
+
+def test_as_many_shells_as_may_be(
+    driver: CoreDriver, box: str, served: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ahead, "_BESIDE", 2.0)
+    most = ahead._MOST
+    for script in ("sleep 2", *["true"] * most, f"sleep 2; {until(1)}", until(most), *["true"] * most):
+        assert run(driver, box, script) == (0, b"", b""), script
+    assert served == [True] * (2 * most + 2)
+    driver.close()
+    wait_for_shells(driver, box, 0)
 
 
 def test_a_deadline_ends_the_command_and_what_it_started(driver: CoreDriver, box: str, served: list[bool]) -> None:

@@ -47,10 +47,10 @@ _THERE = "cd -- {} 2>&-; unset PWD OLDPWD; "
 # A shell reads a line byte by byte, and not every shell all bytes.
 _LINE = re.compile(r"[ -~]{1,4000}")
 _PLACE = re.compile(r"/[ -~]{0,1000}")
-# Seconds. A server gives a command up 5 s after it was asked for it; we ask when the command before begins.
-_FIRST = 3.0
+# How many a server is asked for ahead; and in seconds, how long it is expected to wait for their streams: it waits 5.
 _ASKED = 2
-# What is shorter leaves a server no time to spare.
+_FIRST = 3.0
+# What takes less leaves a server no time to spare. Then, how often it is looked at, and how many shells start at most.
 _BESIDE = 0.05
 _STEP = 0.02
 _MOST = 4
