@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.mage.lxd.plugins.module_utils import _errors
-from ansible_collections.mage.lxd.plugins.module_utils._server import ahead, websocket
+from ansible_collections.mage.lxd.plugins.module_utils._server import ahead, streams, websocket
 from ansible_collections.mage.lxd.plugins.module_utils._server.core import CoreDriver
 from ansible_collections.mage.lxd.plugins.module_utils._server.driver import Completed
 from ansible_collections.mage.lxd.plugins.module_utils._server.options import ServerOptions
@@ -31,7 +31,7 @@ GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 NAMES = ("0", "1", "2", "control")
 EVERY_BYTE = bytes(range(256)) * 40
 # Runs until there is a shell for the next command.
-BESIDE = f"until pgrep -P {os.getpid()} -f '[I]FS= read' >/dev/null; do sleep 0.02; done"
+BESIDE = f"n=0; until pgrep -P {os.getpid()} -f '[I]FS= read' >/dev/null || [ $((n+=1)) -gt 999 ]; do sleep 0.02; done"
 
 
 class Operation:
@@ -183,7 +183,7 @@ class Machine(UnixServer):
 @pytest.fixture(autouse=True)
 def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that is busy is late by seconds."""
-    for name in ("_FIRST", "_FRESH", "_START", "_END"):
+    for name in ("_FIRST", "_BESIDE", "_FRESH", "_OLD", "_START", "_END"):
         monkeypatch.setattr(ahead, name, 60.0)
 
 
@@ -222,7 +222,8 @@ def started_at(operation: Operation) -> float:
     # Field 22 of stat, in ticks since boot.
     text = Path(f"/proc/{operation.process.pid}/stat").read_text(encoding="utf-8")
     ticks = int(text.rpartition(")")[2].split()[19])
-    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks / os.sysconf("SC_CLK_TCK")
+    booted = max(time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) for _time in range(5))
+    return booted + ticks / os.sysconf("SC_CLK_TCK")
 
 
 @pytest.mark.parametrize("others", [{}, {"user": 1000}, {"cwd": "tmp"}])
@@ -279,13 +280,16 @@ def test_beside_a_long_command_shells_start_for_as_many_as_came_since_the_last(
         gate = tmp_path / f"gate{len(machine.operations)}"
 
         def watch() -> None:
-            while len(machine.idle) != shells:
+            while not gate.exists():
+                time.sleep(0.01)
+            deadline = time.monotonic() + 20
+            while len(machine.idle) != shells and time.monotonic() < deadline:
                 time.sleep(0.01)
             time.sleep(0.5)
-            gate.touch()
+            gate.unlink()
 
         threading.Thread(target=watch, daemon=True).start()
-        run(driver, f"sleep 2; while [ ! -e {gate} ]; do sleep 0.01; done")
+        assert run(driver, f"touch {gate}; sleep 2; while [ -e {gate} ]; do sleep 0.01; done").rc == 0
         assert len(machine.idle) == shells
 
     take_long(1)
@@ -459,6 +463,24 @@ def test_what_is_wrong_is_told_to_the_next_command(
         run(driver, "echo a")
 
 
+def test_a_server_that_takes_no_more_is_asked_once_beside_a_command(
+    machine: Machine, driver: CoreDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each time, the command would have to wait."""
+    monkeypatch.setattr(ahead, "_BESIDE", 1.0)
+    for script in ("sleep 1.2", "true", "true", "true", "sleep 1.2"):
+        assert run(driver, script).rc == 0
+    asked: list[str] = []
+
+    def refuse(*_args: t.Any) -> t.NoReturn:
+        asked.append("")
+        raise _errors.ServerUnreachable("a server", "it is gone")
+
+    monkeypatch.setattr(streams, "Asked", refuse)
+    assert run(driver, "sleep 1.5; echo a") == (0, b"a\n", b"")
+    assert len(asked) == 1
+
+
 def test_a_killed_command_is_found_by_its_shells_mark(machine: Machine, driver: CoreDriver) -> None:
     run(driver, "true", timeout=20)
     with pytest.raises(_errors.DeadlinePassed, match=r"not done after 0\.3 s; killed"):
@@ -467,11 +489,19 @@ def test_a_killed_command_is_found_by_its_shells_mark(machine: Machine, driver: 
     assert found.stdout == b""
 
 
-def test_a_gate_holds_back_what_comes_after_the_line(machine: Machine, driver: CoreDriver) -> None:
-    def gate(stdout: bytes, stderr: bytes) -> tuple[bool, bytes]:
-        return (True, b"") if b"got" in stdout else (False, b"secret\n" if stdout == b"Password:" else b"")
+def test_a_gate_holds_back_what_comes_after_the_line(
+    machine: Machine, driver: CoreDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bytes] = []
 
-    script = 'printf Password:; read -r word; printf "got $word:"; cat'
+    def gate(stdout: bytes, stderr: bytes) -> tuple[bool, bytes]:
+        answers = stdout == b"Password:" and stdout not in asked
+        asked.append(stdout)
+        return b"got" in stdout, b"secret\n" if answers else b""
+
+    monkeypatch.setattr(ahead, "_BESIDE", 0.0)
+    script = 'printf Password:; read -r word; sleep 0.3; printf "got $word:"; cat'
     for _time in range(3):
+        asked.clear()
         assert run(driver, script, stdin=b"rest", gate=gate) == (0, b"Password:got secret:rest", b"")
     assert len(machine.operations) == 3 + ahead._ASKED

@@ -11,9 +11,10 @@ standard input, and becomes it: what runs is the same as without, in streams of 
 
 The next command's shell starts when the command before has ended, while the caller is between the two. The server is
 asked for it two commands before, since to answer takes as long as to start. Beside a command that takes its time, it
-has some to spare: then shells start for as many commands as came between the last two of that kind. All that such a
-shell could miss of what happens meanwhile is that its directory is another one now. So it waits in the root directory,
-where it is in nobody's way, and is told where to go with its command.
+has some to spare: then shells start for as many commands as came since the one before of that kind, itself included.
+Such a shell could miss that its directory is another one now. So it waits in the root directory, where it is in
+nobody's way, and is told where to go with its command. The environment that a server gives to a command is that of when
+it was asked, so no old shell is used.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ from .websocket import BINARY, TEXT, Message, WebSocket
 
 _SHELL = "/bin/sh"
 # It says that it is there, so that a command is never sent to one that does not start. It leaves no trace in the
-# command's environment, to which some shells add: but bash leaves SHLVL=0, which is as good as none.
+# command's environment, to which some shells add: but bash leaves SHLVL=0, which is as good as none, and its own _.
 _OWN = ("PWD", "OLDPWD", "SHLVL", "mage_command")
 _WAITER = (_SHELL, "-c", f'unset {" ".join(_OWN)}; echo && IFS= read -r mage_command && eval "$mage_command"')
 _READY = Message(BINARY, b"\n")
-# Where the server would have started the command: if there is no such directory, in the root one.
-_THERE = "cd -- {} 2>&-; unset PWD OLDPWD; "
+# Where the server would have started the command: in a container that has no such directory, in the root one.
+_THERE = "cd -P -- {} >&- 2>&-; unset PWD OLDPWD; "
 # A shell reads a line byte by byte, and not every shell all bytes.
 _LINE = re.compile(r"[ -~]{1,4000}")
 _PLACE = re.compile(r"/[ -~]{0,1000}")
@@ -56,6 +57,7 @@ _STEP = 0.02
 _MOST = 4
 # An instance may be frozen in the meantime, which is for the server to tell; and what takes long gains nothing.
 _FRESH = 1.0
+_OLD = 4.0
 _START = 10.0
 _END = 1.0
 # A caller that has no use for shells gets no more.
@@ -75,6 +77,7 @@ class Ahead:
         # How many shells are started beside a command, and how many commands came since the last one that had time.
         self._spare = 1
         self._came = 0
+        self._began = 0.0
         self._pid = os.getpid()
 
     def run(self, command: Command) -> Completed:
@@ -88,14 +91,14 @@ class Ahead:
             self._missed += 1
             others = []
         self._shells = others
-        began = time.monotonic()
+        self._began = time.monotonic()
         try:
             done = self._run(command, shell, joined)
         except BaseException:
             self.close()
             raise
-        self._learn(time.monotonic() - began)
-        self._start(1)
+        self._learn(time.monotonic() - self._began)
+        self._start(1, wait=True)
         return done
 
     def _learn(self, seconds: float) -> None:
@@ -118,29 +121,38 @@ class Ahead:
         """Ask for the next shell, if the next command is likely to be one for it, and after a while for more."""
         if not self._brief or self._missed >= _MISSES or not _exec(command):
             return
-        self._ask(command, _ASKED)
-        if not self._shells or not self._shells[0].elsewhere:
+        asked = self._ask(command, _ASKED)
+        self._began = time.monotonic()
+        if not asked or not self._shells[0].elsewhere:
             return
         yield _BESIDE
         for count in range(1, self._spare + 1):
-            self._ask(command, count)
-            while not all(one.is_answered() for one in self._shells):
+            if not self._ask(command, count):
+                return
+            while not all(one.is_answered() for one in self._shells[:count]):
                 yield _STEP
-            self._start(count)
+            if not self._start(count):
+                return
 
-    def _ask(self, command: Command, count: int) -> None:
-        """Ask for shells until there are so many."""
+    def _ask(self, command: Command, count: int) -> bool:
+        """Ask for shells until there are so many. Says whether there are."""
         with contextlib.suppress(MageError):
             # The next command will be told the same.
             while len(self._shells) < count:
                 self._shells.append(_Waiting(self._transport, command))
+        return len(self._shells) >= count
 
-    def _start(self, count: int) -> None:
-        """Have so many start, and drop those that do not. Those that had started before have lived on."""
+    def _start(self, count: int, wait: bool = False) -> bool:
+        """Have so many start, and drop those that do not. Says whether so many have. All that have count as seen now.
+
+        ``wait``: for the server's answer.
+        """
         shells, self._shells = self._shells, []
         for one in shells:
-            if (not one.started and len(self._shells) >= count) or one.joins():
+            due = one.started or (len(self._shells) < count and (wait or one.is_answered()))
+            if not due or one.joins():
                 self._shells.append(one)
+        return sum(one.started for one in self._shells) >= count
 
     def close(self) -> None:
         """End the shells that wait."""
@@ -163,11 +175,14 @@ class _Waiting:
 
     def __init__(self, transport: Transport, like: Command) -> None:
         self._like = _bare(like)
-        self.elsewhere = like.user in (None, 0) and (like.cwd is None or _PLACE.fullmatch(like.cwd) is not None)
+        there = like.environment.get("HOME", "/") if like.cwd is None else like.cwd
+        self.elsewhere = (
+            like.user in (None, 0) and _PLACE.fullmatch(there) is not None and "CDPATH" not in like.environment
+        )
         cwd = "/" if self.elsewhere else like.cwd
         self.command = dataclasses.replace(self._like, mark=secrets.token_hex(8), cwd=cwd)
         self._asked_at = time.monotonic()
-        # When it joined, or when a command that ran beside it ended.
+        # When it joined; then, when a command that ran beside it ended, for then the instance was not frozen.
         self._seen_at: t.Optional[float] = None
         self._asked = streams.Asked(transport, self.command)
 
@@ -211,7 +226,8 @@ class _Waiting:
 
     def taken(self, command: Command) -> t.Optional[streams.Joined]:
         """The shell, to be told its command; or None, and it is gone."""
-        fresh = self._seen_at is not None and time.monotonic() - self._seen_at < _FRESH
+        now = time.monotonic()
+        fresh = self._seen_at is not None and now - self._seen_at < _FRESH and now - self._asked_at < _OLD
         if not fresh or not _exec(command) or _bare(command) != self._like:
             _end([self])
             return None

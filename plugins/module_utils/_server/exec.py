@@ -130,9 +130,9 @@ class Session:
                 self._turn()
                 if not self._done() and time.monotonic() >= self._end and self._late():
                     break
-            elif self._next is not None and time.monotonic() >= self._next:
+            elif self._is_due():
                 self._go_on()
-            elif not self._turn() and self._next is None and self._has_ended():
+            elif not self._turn() and not self._is_due() and self._has_ended():
                 return Completed(0, bytes(self._output[STDOUT]), bytes(self._output[STDERR]))
         return self._completed()
 
@@ -140,6 +140,9 @@ class Session:
         """With what is done meanwhile."""
         seconds = next(self._meanwhile, None)
         self._next = None if seconds is None else time.monotonic() + seconds
+
+    def _is_due(self) -> bool:
+        return self._next is not None and time.monotonic() >= self._next
 
     def _has_ended(self) -> bool:
         ended = self._command.ended
@@ -196,7 +199,8 @@ class Session:
                 ws.flush()
             if events & selectors.EVENT_READ or ws.waiting:
                 self._receive(name, ws)
-        self._feed()
+        if instant or ready or not self._is_due():
+            self._feed()
         if "operation" in ready:
             self._finish()
         return instant or bool(ready)
