@@ -94,7 +94,7 @@ def driver(doors: Doors, door: str) -> t.Iterator[CoreDriver]:
 def served(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Whether there was a shell for a command, for each for which one was asked. No shell waits too long."""
     found: list[bool] = []
-    monkeypatch.setattr(ahead, "_FIRST", 4.5)
+    monkeypatch.setattr(ahead, "_AWAITED", 4.5)
     monkeypatch.setattr(ahead, "_FRESH", 60.0)
     monkeypatch.setattr(ahead, "_OLD", 60.0)
     monkeypatch.setattr(ahead, "_START", 60.0)

@@ -50,13 +50,14 @@ _LINE = re.compile(r"[ -~]{1,4000}")
 _PLACE = re.compile(r"/[ -~]{0,1000}")
 # How many a server is asked for ahead; and in seconds, how long it is expected to wait for their streams: it waits 5.
 _ASKED = 2
-_FIRST = 3.0
+_AWAITED = 3.0
 # What takes less leaves a server no time to spare. Then, how often it is looked at, and how many shells start at most.
 _BESIDE = 0.05
 _STEP = 0.02
 _MOST = 4
 # An instance may be frozen in the meantime, which is for the server to tell; and what takes long gains nothing.
 _FRESH = 1.0
+# From when the server was asked: what it makes of a command's environment may be another thing by then.
 _OLD = 4.0
 _START = 10.0
 _END = 1.0
@@ -204,7 +205,7 @@ class _Waiting:
             return True
 
     def _late(self) -> bool:
-        return time.monotonic() - self._asked_at >= _FIRST
+        return time.monotonic() - self._asked_at >= _AWAITED
 
     def joins(self) -> bool:
         """Have it start, unless it has. Says whether it did; if not, it is gone."""
@@ -219,7 +220,7 @@ class _Waiting:
         # If it does not start, then whatever is wrong, the next command will be told.
         with contextlib.suppress(MageError):
             if not self._late():
-                self._asked.answered(self._asked_at + _FIRST - time.monotonic())
+                self._asked.answered(self._asked_at + _AWAITED - time.monotonic())
                 self._asked.join(wait=True)
                 return True
         return False
